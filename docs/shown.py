@@ -36,6 +36,7 @@ _CHANGING = (
     (re.compile(r"\b\d{5}-[0-9a-f]{6,}(?=\.parquet)"), "PART"),
     (re.compile(r"\b[0-9a-f]{12,64}\b"), "DIGEST"),
     (re.compile(r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? s\b"), "DURATION"),
+    (re.compile(r"127\.0\.0\.1:\d+"), "LOOPBACK"),
     (re.compile(r"[\d,]+ rows/s"), "RATE"),
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"\(summed over partitions\)|(read|steps|score|write|model load) DURATION,? ?"), ""),

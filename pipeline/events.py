@@ -1,4 +1,4 @@
-"""The five events of a job, and the `Callback` that observers derive from.
+"""The six events of a job, and the `Callback` that observers derive from.
 
 The loop that runs a job knows none of its observers. The error of an observer is logged and ignored: watching a job
 must not fail the job.
@@ -56,6 +56,18 @@ class StatusChanged:
     before: str
     after: str
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterReady:
+    """The workers of the job are connected."""
+
+    job: str
+    workers: int
+    threads: int
+    """Threads of all workers: partitions that run at a time."""
+    dashboard: str = ""
+    """URL of the scheduler's dashboard; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,7 @@ class JobEnded:
     """The report, as ``report.json`` holds it."""
 
 
-Event = StatusChanged | RoundStarted | ProgressMade | PartitionEnded | JobEnded
+Event = StatusChanged | ClusterReady | RoundStarted | ProgressMade | PartitionEnded | JobEnded
 
 
 class Callback:
@@ -152,6 +164,9 @@ class Callback:
 
     def on_status(self, event: StatusChanged) -> None:
         """Handle a change of the status."""
+
+    def on_cluster(self, event: ClusterReady) -> None:
+        """Handle the connection of the workers."""
 
     def on_round(self, event: RoundStarted) -> None:
         """Handle the start of a round."""
@@ -170,6 +185,7 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
     """Call every callback with ``event``."""
     method = {
         StatusChanged: "on_status",
+        ClusterReady: "on_cluster",
         RoundStarted: "on_round",
         ProgressMade: "on_progress",
         PartitionEnded: "on_partition",

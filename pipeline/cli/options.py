@@ -145,12 +145,24 @@ def _set_quiet(context: click.Context, parameter: click.Parameter, value: bool) 
     _set_up_logging(context.meta.get(VERBOSITY, 0))
 
 
+_print_line: list[Callable[[str], object]] = []
+"""Prints a line above the live display that is drawn; empty without one."""
+
+
+def print_lines_with(print_line: Callable[[str], object] | None) -> None:
+    """Let log records be printed by ``print_line``, that of a live display; None: to stderr again."""
+    _print_line[:] = [] if print_line is None else [print_line]
+
+
 class _StandardError(logging.Handler):
-    """Write log records to the current stderr."""
+    """Write log records to the current stderr, or above the live display."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        click.echo(self.format(record), err=True)
+        if _print_line:
+            _print_line[0](self.format(record))
+        else:
+            click.echo(self.format(record), err=True)
 
 
 def _set_up_logging(verbosity: int) -> None:

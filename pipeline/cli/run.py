@@ -24,6 +24,8 @@ from pipeline.cli.options import (
     tell,
     wants_json,
 )
+from pipeline.cli.terminal import relay_if_shown
+from pipeline.common import warn_once
 from pipeline.common.imports import frozen_imports
 from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs import layout
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.events import Callback
     from pipeline.report.report import Report
     from pipeline.settings import Settings
+    from pipeline.spec.load import LoadedSpec
 
 WARNED = 3
 """Exit status of a job that succeeded with warnings, under ``--strict``."""
@@ -180,10 +183,18 @@ def _run(
 ) -> None:
     # A pipe can be read once only.
     spec_text = read_text(target)
-    if not _names_cluster(spec_text, overrides, flags):
-        _begin_workers(flags, has_steps=any("map" in text for text in (spec_text, *overrides)))
-    loaded = load(target, overrides=overrides, params=params, text=spec_text)
-    settings = settings_for(loaded, **flags)
+    warn_once.install()
+    with relay_if_shown():
+        # Before the first worker, which inherits stderr.
+        if not _names_cluster(spec_text, overrides, flags):
+            _begin_workers(flags, has_steps=any("map" in text for text in (spec_text, *overrides)))
+        loaded = load(target, overrides=overrides, params=params, text=spec_text)
+        _run_loaded(loaded, settings_for(loaded, **flags), job_id=job_id, strict=strict, text=text)
+
+
+def _run_loaded(
+    loaded: LoadedSpec, settings: Settings, *, job_id: str | None, strict: bool, text: Callable[[Report], str] | None
+) -> None:
 
     def go(callbacks: Sequence[Callback]) -> Report:
         with frozen_imports():
@@ -235,7 +246,7 @@ def _finish(
 
     watch = JobWatch()
     try:
-        with show_progress(quiet=is_quiet()) as callbacks:
+        with relay_if_shown() as relay, show_progress(quiet=is_quiet(), on_live=relay.print_with) as callbacks:
             report = go((watch, *callbacks))
     except PipelineError as error:
         job = _known(watch.job, settings) if wants_json() and watch.job else None

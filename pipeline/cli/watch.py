@@ -10,6 +10,7 @@ import click
 from pipeline.cli.inspect import current_report, job_argument
 from pipeline.cli.options import directory_option, emit, is_quiet, output_options, settings_for, wants_json
 from pipeline.cli.run import WARNED, strict_option
+from pipeline.cli.terminal import relay_if_shown
 
 if TYPE_CHECKING:
     from pipeline.jobs.directory import JobDirectory
@@ -33,7 +34,7 @@ def watch(job: str, strict: bool, directory: str | None) -> None:
 
     job_directory, lease_seconds = _find(job, directory)
     follower, ending = Follower(job_directory), EndMonitor(job_directory, lease_seconds)
-    with show_progress(quiet=is_quiet()) as callbacks:
+    with relay_if_shown() as relay, show_progress(quiet=is_quiet(), on_live=relay.print_with) as callbacks:
         _say_if_nobody_serves(job_directory)
         while True:
             # First the status: what has come before it is told before the end.

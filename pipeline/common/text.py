@@ -15,8 +15,12 @@ def labelled(fields: Mapping[str, str]) -> list[str]:
 
 
 def label_line(name: str, text: str) -> str:
-    """Return one indented line: ``name``, padded to `LABEL` characters, then ``text``."""
-    return f"  {name:<{LABEL}}{text}"
+    """Return one indented line: ``name``, padded to `LABEL` characters, then ``text``.
+
+    Further lines of ``text``, as of a traceback, are indented below its first one.
+    """
+    first, *more = text.splitlines() or [""]
+    return "\n".join([f"  {name:<{LABEL}}{first}", *(f"{'':<{LABEL + 2}}{line}" for line in more)])
 
 
 def next_lines(commands: Sequence[str]) -> list[str]:

@@ -163,10 +163,14 @@ class Driver(JobRun):
 
     def score_partitions(self, pending: Sequence[Partition]) -> None:
         """Connect to the cluster and score ``pending``, until all are done or a stop is requested."""
-        self.set_status(Status.PROVISIONING, reason=f"driver {self.lease.epoch} on {self.lease.holder.host} starts")
+        plan = self.ledger.last.plan
+        cluster = None if self.parent.cluster else cluster_of(plan.spec, settings=self.settings)
+        self.set_provisioning(cluster)
         # Nothing runs yet, so a stop has nothing to wait for.
-        with stop_checks(self._check_stop), self._client(self.ledger.last.plan) as client:
+        with stop_checks(self._check_stop), self._client(plan) as client:
             self._check_stop()
+            if cluster is not None:
+                self.record_cluster(client)
             self.set_status(Status.RUNNING, reason=f"workers are there; {partitions_left(len(pending))}")
             while pending and not self.stop.is_requested:
                 pending = self.dispatch(client, pending)
@@ -279,6 +283,7 @@ class Driver(JobRun):
                 self.parent.cluster.shared_state if self.parent.cluster else SharedClusterState(supply_of(client))
             ),
             placement=self.placement,
+            job=self.job.id,
         )
 
     def _may_restart_workers(self) -> bool:
@@ -328,7 +333,9 @@ def notify_round_started(
     partitions, round = ledger.partitions(ledger.last), ledger.last.number
     rows, rows_pending = (sum(partition.rows for partition in group) for group in (partitions, pending))
     done = len(partitions) - len(pending)
-    job.events.append("round_started", round=round, partitions=len(partitions), done=done)
+    job.events.append(
+        "round_started", round=round, partitions=len(partitions), done=done, rows_done=rows - rows_pending
+    )
     event = RoundStarted(job.id, round, len(partitions), done, rows, rows - rows_pending)
     notify(callbacks, event)
     return event

@@ -139,9 +139,10 @@ class FanOutDriver(JobRun):
         with ExitStack() as stack:
             shared = None
             if any(child.ledger().todo for child in pending):
-                self.set_status(Status.PROVISIONING)
                 cluster = cluster_of(self.job.plan.spec, settings=self.settings)
+                self.set_provisioning(cluster)
                 client = stack.enter_context(open_cluster(cluster, directory=self.job.root))
+                self.record_cluster(client)
                 shared = SharedCluster(client, timeout=self.settings.scheduler_timeout)
             self.set_status(Status.RUNNING)
             self._notify_started(events)
@@ -157,7 +158,9 @@ class FanOutDriver(JobRun):
         partitions, done = sum(ledger.planned for ledger in ledgers), sum(len(ledger.done) for ledger in ledgers)
         pending = sum(partition.rows for ledger in ledgers for partition in ledger.todo)
         rows = sum(partition.rows for ledger in ledgers for partition in ledger.base.plan.partitions)
-        self.job.events.append("round_started", round=0, partitions=partitions, done=done)
+        self.job.events.append(
+            "round_started", round=0, partitions=partitions, done=done, rows_done=max(0, rows - pending)
+        )
         progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
         events.start(progress, RoundStarted(self.job.id, 0, partitions, done, rows, max(0, rows - pending)))
 

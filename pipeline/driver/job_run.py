@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, notify
-from pipeline.execution.clusters.client import SharedCluster
+from pipeline.execution.clusters import ClusterAdapter, describe_start
+from pipeline.execution.clusters.client import SharedCluster, cluster_ready
 from pipeline.jobs.cancellation import Stop
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
@@ -68,13 +70,31 @@ class JobRun:
     started: float = field(default_factory=time.monotonic, init=False)
     """Start of the run, by the monotonic clock."""
 
-    def set_status(self, status: Status, *, reason: str = "") -> None:
+    def set_status(self, status: Status, *, reason: str = "", error: PipelineError | None = None) -> None:
         """Record a new status and notify the callbacks.
 
+        :param error: error that ended the run.
         :raises Fenced: when another driver has taken over the job.
         """
         self.lease.check()
-        notify(self.callbacks, self.job.set_status(status, reason=reason))
+        notify(self.callbacks, self.job.set_status(status, reason=reason, error=error.to_dict() if error else None))
+
+    def set_provisioning(self, cluster: ClusterAdapter | None) -> None:
+        """Record that the driver starts ``cluster``, or connects to it; None: it uses the cluster of its fan-out."""
+        workers = "workers of the fan-out"
+        if cluster is not None:
+            workers = ""
+            # What is wrong with the cluster is an error when it is opened.
+            with suppress(PipelineError):
+                workers = describe_start(cluster)
+        reason = f"driver {self.lease.epoch} on {self.lease.holder.host} starts"
+        self.set_status(Status.PROVISIONING, reason=f"{reason}: {workers}" if workers else reason)
+
+    def record_cluster(self, client: Any) -> None:
+        """Record the workers that are connected, with their dashboard, and notify the callbacks."""
+        event = cluster_ready(client, job=self.job.id)
+        self.job.events.append("cluster", workers=event.workers, threads=event.threads, dashboard=event.dashboard)
+        notify(self.callbacks, event)
 
     def make_report(
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
@@ -92,7 +112,7 @@ class JobRun:
         message = error.message if error else ""
         self.lease.check()
         self._write_report(report)
-        self.set_status(Status(report.status), reason=message or reason)
+        self.set_status(Status(report.status), reason=message or reason, error=error)
         ended = JobEnded(
             report.job, report.status, report.rows, report.output, report.directory, message, report.to_dict()
         )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+from distributed import span
 
 from pipeline.events import RunningPartition
 from pipeline.execution.worker_events import ExecutionTracker
@@ -81,6 +84,8 @@ class InFlight:
     clock: Callable[[], float]
     resources: Mapping[str, float] = field(default_factory=dict)
     """Resources that an attempt asks for, unless it is isolated: then it needs no GPU."""
+    job: str = ""
+    """Id of the job, for the span of the tasks; empty: no span."""
     attempts: dict[Any, Attempt] = field(default_factory=dict)
     """Attempts by future."""
     _futures: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +139,8 @@ class InFlight:
         """Submit one task per attempt, to the attempt's ``workers`` if set."""
         for options, group in _by_workers(attempts, tasks):
             asked = {"resources": dict(self.resources)} if self.resources and not group[0][0].is_isolated else {}
-            futures = self.client.compute([task for _, task in group], retries=0, **asked, **options)
+            with span("pipeline", self.job) if self.job else nullcontext():
+                futures = self.client.compute([task for _, task in group], retries=0, **asked, **options)
             for (attempt, _), future in zip(group, futures, strict=True):
                 attempt.submitted, attempt.rows_done, attempt.advanced = self.clock(), 0, 0.0
                 self.attempts[future] = attempt

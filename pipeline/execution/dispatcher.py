@@ -33,6 +33,7 @@ from pipeline.execution.health import PING_TIMEOUT, ClusterHealth, DispatchPolic
 from pipeline.execution.placement import Placement
 from pipeline.execution.protocols import AttemptResult, DispatchListener, SplitResult, TaskSource
 from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator, WorkerProbe, start_thread
+from pipeline.execution.step_warnings import StepWarning
 from pipeline.execution.stragglers import Action, Ask, Backup, Reassign, SplitAmong, StragglerPolicy
 from pipeline.execution.worker_events import (
     Advanced,
@@ -78,6 +79,8 @@ class Dispatcher:
     """State of all dispatchers on this cluster."""
     placement: Placement = field(default_factory=Placement)
     """Workers that may take the partitions."""
+    job: str = ""
+    """Id of the job, for the span of its tasks on the dashboard; empty: no span."""
     clock: Callable[[], float] = time.monotonic
     tick: float = TICK
     """Seconds a turn waits for the end of an attempt."""
@@ -96,9 +99,13 @@ class Dispatcher:
         self._advanced_at: float | None = None
         self._kept: set[str] = set()
         """Workers that are not restarted, because they may be used by others; each is logged once."""
+        self._warned: set[str] = set()
+        """Kinds of step warnings that were logged."""
         self._events: ClusterEventListener | None = None
         self._tracker = ExecutionTracker()
-        self._flight = InFlight(self.client, self._tracker, self._inbox.put, self.clock, self.placement.resources)
+        self._flight = InFlight(
+            self.client, self._tracker, self._inbox.put, self.clock, self.placement.resources, job=self.job
+        )
         self._supply = self.shared_state.supply
         self._taken_back: set[str] = set()
         """Keys of tasks that were cancelled before they had started, as far as was known."""
@@ -216,7 +223,9 @@ class Dispatcher:
             except queue.Empty:
                 return
             timeout = 0.0
-            if isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
+            if isinstance(item, StepWarning):
+                self._on_step_warning(item)
+            elif isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
                 self._on_cluster_event(item)
             elif isinstance(item, Advanced):
                 self._flight.advance(item.key, item.rows_done)
@@ -385,6 +394,12 @@ class Dispatcher:
                 self._unexplained.append(lost)
             elif self._flight.has_key(lost.key):
                 self._on_worker_death(replace(lost, cause=cause))
+
+    def _on_step_warning(self, warning: StepWarning) -> None:
+        """Log the first warning of its kind. Other jobs on this cluster have their own tasks."""
+        if self._flight.has_key(warning.key) and warning.kind not in self._warned:
+            self._warned.add(warning.kind)
+            logger.warning("a step warns: %s", warning.text, extra={"worker": warning.worker})
 
     def _on_worker_death(self, lost: LostExecution) -> None:
         future = self._flight.of_key(lost.key)

@@ -15,6 +15,7 @@ from dask.delayed import Delayed
 from pipeline.common.secrets import redact_error
 from pipeline.errors import DeviceLost, PipelineError
 from pipeline.execution.device_loss import leave_after_loss, prepare_process, without_lost_device
+from pipeline.execution.step_warnings import TASK_PREFIX
 from pipeline.execution.worker_events import announce_start, memory_limit, progress_reporter
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
@@ -52,7 +53,7 @@ def make_tasks(
 def _task(
     recipe: StageRecipe, partition: Partition, versions: Versions, isolation: Isolation | None, *, is_queued: bool
 ) -> Delayed:
-    key = f"score-{partition.id}-{unique_name()}"
+    key = f"{TASK_PREFIX}{recipe.job}-{partition.id}-{unique_name()}"
     own_versions = {fragment.path: versions[fragment.path] for fragment in partition.fragments}
     task = Task(key, partition_receipt, partition, own_versions, recipe, key, isolation, _data_producer=is_queued)
     return Delayed(key, {key: task})

@@ -21,6 +21,9 @@ from typing import Any, Protocol
 from distributed import get_worker
 from distributed.utils import sync
 
+from pipeline.execution import step_warnings
+from pipeline.execution.step_warnings import StepWarning
+
 
 class LossCause(StrEnum):
     """Causes of the loss of a worker."""
@@ -74,7 +77,7 @@ class Advanced:
     """Input rows of its finished batches."""
 
 
-ClusterEvent = Started | MemoryRanOut | WorkerLeft
+ClusterEvent = Started | MemoryRanOut | WorkerLeft | StepWarning
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class ExecutionTracker:
             return ()
         if isinstance(event, MemoryRanOut):
             self._out_of_memory.add(event.worker)
+            return ()
+        if isinstance(event, StepWarning):
             return ()
         cause = self._cause(event)
         self._out_of_memory.discard(event.worker)
@@ -296,6 +301,7 @@ class ClusterEventListener:
             PROGRESS_TOPIC: self._on_progress,
             MEMORY_TOPIC: self._on_memory,
             ALL_TOPIC: self._on_all,
+            step_warnings.TOPIC: self._on_warning,
         }
 
     def _on_started(self, event: tuple[float, Any]) -> None:
@@ -307,6 +313,9 @@ class ClusterEventListener:
 
     def _on_memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))
+
+    def _on_warning(self, event: tuple[float, Any]) -> None:
+        self._put(step_warnings.read_warning(event[1]))
 
     def _on_all(self, event: tuple[float, Any]) -> None:
         message = event[1]

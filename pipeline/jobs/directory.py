@@ -263,8 +263,8 @@ class JobDirectory:
         # A crash may have come between the creation of the job and its first event.
         return Status.QUEUED if self.store.list(layout.SUBMISSIONS) else Status.PLANNED
 
-    def set_status(self, after: Status, *, reason: str = "") -> StatusChanged:
-        """Write the next status.
+    def set_status(self, after: Status, *, reason: str = "", error: dict[str, Any] | None = None) -> StatusChanged:
+        """Write the next status, with the fields of the error that caused it.
 
         A job that succeeded continues only where a round was opened since.
 
@@ -273,7 +273,8 @@ class JobDirectory:
         """
         before = self.status()
         check_transition(before, after, is_open=before is Status.SUCCEEDED and not self.is_ended)
-        self.events.append("status", before=str(before), after=str(after), reason=reason)
+        details = {"error": error} if error else {}
+        self.events.append("status", before=str(before), after=str(after), reason=reason, **details)
         return StatusChanged(self.id, str(before), str(after), reason)
 
     def write_report(self, report: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import has_ended, read_lease
 from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.progress_file import read_progress
 from pipeline.jobs.receipts import DeviceTotals, Timings, Totals
 from pipeline.jobs.rounds import STEP_EVENT, Round, RoundReason
 from pipeline.jobs.status import Status
@@ -39,6 +41,7 @@ from pipeline.report.figures import (
     JobTimings,
     ModelId,
     PartitionCounts,
+    RunningFigures,
     ShadowUse,
     Skew,
     StragglerCounts,
@@ -46,6 +49,7 @@ from pipeline.report.figures import (
 from pipeline.report.report import ChildReport, Report
 
 _SHOWN_REASONS = 3
+_SHOWN_FRAGMENTS = 3
 
 
 def status_for(rows: RowCounts, *, max_fraction: float, max_rows: int | None = None) -> Status:
@@ -147,10 +151,13 @@ def make_report(
         total = _active_seconds(job, events, status, totals)
     else:
         total = active_seconds(before_this(events)) + seconds
+    running = running_figures(job, ledger, events) if status.is_active else None
     provision, starts = provision_seconds(events), sum(event["event"] == "driver" for event in events)
     return Report(
         **_common(job, plan, events, status=status, error=error),
         rows=rows,
+        running=running,
+        culprit=culprit(ledger, events) if status is Status.FAILED else "",
         input=input_text(plan),
         step_code=digests_of(plan.code),
         seconds=job_timings(totals.seconds, total=total, provision=provision),
@@ -169,7 +176,12 @@ def make_report(
         model_loads=totals.model_loads,
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
-        next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files)),
+        next=_next(
+            status,
+            job.id,
+            has_rejects=rows.rejected > 0 or bool(ledger.quarantined_files),
+            is_driven=running is not None,
+        ),
     )
 
 
@@ -186,7 +198,7 @@ def _common(
         "output": job.resolve(plan.spec.sink.path),
         "directory": job.root,
         "published": _published(job, events),
-        "error": JobError.from_error(error) if error else None,
+        "error": JobError.from_error(error) if error else last_error(events, status),
     }
 
 
@@ -290,7 +302,7 @@ def _sum_children(
         children=tuple(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
         ),
-        next=_next(status, job.id, has_rejects=rows.rejected > 0),
+        next=_next(status, job.id, has_rejects=rows.rejected > 0, is_driven=status.is_active and is_driven(job)),
     )
 
 
@@ -336,13 +348,18 @@ def _percent(part: int, total: int) -> str:
     return f"{part / total:.4%}" if total else "0%"
 
 
-def _next(status: Status, job: str, *, has_rejects: bool) -> tuple[str, ...]:
+def _next(status: Status, job: str, *, has_rejects: bool, is_driven: bool = False) -> tuple[str, ...]:
+    if is_driven:
+        return (f"python -m pipeline watch {job}", f"python -m pipeline cancel {job}")
     rejects = (f"python -m pipeline rejects {job}", f"python -m pipeline retry {job}") if has_rejects else ()
     if status.is_success:
         return (f"python -m pipeline verify {job}", *rejects, f"python -m pipeline status {job}")
-    # The status alone does not show whether the driver lives: `watch` does, and says so if it died.
-    watch = (f"python -m pipeline watch {job}",) if status.is_active or status is Status.QUEUED else ()
-    return (*watch, *rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
+    if status is Status.QUEUED:
+        return (f"python -m pipeline watch {job}", f"python -m pipeline cancel {job}")
+    # The status alone does not show that no driver lives: `watch` does, and says so.
+    watch = (f"python -m pipeline watch {job}",) if status.is_active else ()
+    logs = (f"python -m pipeline logs {job} --errors",) if status is Status.FAILED else ()
+    return (*watch, *logs, *rejects, f"python -m pipeline resume {job}", f"python -m pipeline status {job}")
 
 
 def job_timings(phases: Timings | Mapping[str, float], *, total: float, provision: float) -> JobTimings:
@@ -392,10 +409,62 @@ def _active_seconds(job: JobDirectory, events: Sequence[Mapping[str, Any]], stat
     """
     if not status.is_active:
         return active_seconds(events)
-    lease = read_lease(job.store)
-    is_driven = lease.epoch > 0 and not lease.is_released and not has_ended(lease.holder)
-    seconds = active_seconds(events, until=utc_now() if is_driven else None)
+    seconds = active_seconds(events, until=utc_now() if is_driven(job) else None)
     return max(seconds, max(totals.durations, default=0.0))
+
+
+def is_driven(job: JobDirectory) -> bool:
+    """Return True if a driver holds the lease of ``job``, and is not known to have ended."""
+    lease = read_lease(job.store)
+    return lease.epoch > 0 and not lease.is_released and not has_ended(lease.holder)
+
+
+def running_figures(
+    job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]], *, now: datetime | None = None
+) -> RunningFigures | None:
+    """Return what the driver of ``job`` has reached; None if no driver runs.
+
+    Rows that earlier drivers had done count neither for the rate nor for what remains.
+    """
+    if not is_driven(job):
+        return None
+    this = events[len(before_this(events)) :]
+    cluster: Mapping[str, Any] = next((event for event in reversed(this) if event["event"] == "cluster"), {})
+    known: dict[str, Any] = {"workers": cluster.get("workers", 0), "dashboard": cluster.get("dashboard", "")}
+    if (record := read_progress(job.store, epoch=read_lease(job.store).epoch)) is not None:
+        return RunningFigures(record.rows_per_second, record.seconds_left, **known)
+    start = next((event for event in this if event["event"] == "round_started"), None)
+    if start is None:
+        return RunningFigures(**known)
+    done = sum(receipt.rows.input for receipt in ledger.done) - int(start.get("rows_done", 0))
+    seconds = ((now or utc_now()) - datetime.fromisoformat(str(start["time"]))).total_seconds()
+    if done <= 0 or seconds <= 0:
+        return RunningFigures(**known)
+    rows_left = sum(partition.rows for partition in ledger.todo)
+    return RunningFigures(round(done / seconds, 1), round(rows_left * seconds / done, 1), **known)
+
+
+def culprit(ledger: Ledger, events: Sequence[Mapping[str, Any]]) -> str:
+    """Return the partition that failed the job, with its input rows; empty if the job failed otherwise."""
+    failed = [str(e["partition"]) for e in events if e["event"] == "partition" and e.get("outcome") == "failed"]
+    partitions = {partition.id: partition for partition in ledger.todo}
+    if not failed or failed[-1] not in partitions:
+        return ""
+    fragments = partitions[failed[-1]].fragments
+    shown = [f"{part.path} rows {part.row_start:,} to {part.row_stop - 1:,}" for part in fragments[:_SHOWN_FRAGMENTS]]
+    more = len(fragments) - len(shown)
+    return f"partition {failed[-1]}: " + ", ".join(shown) + (f", and {more:,} more" if more else "")
+
+
+def last_error(events: Sequence[Mapping[str, Any]], status: Status) -> JobError | None:
+    """Return the error that ended the job, as its last status event has it; None without one."""
+    if not status.is_final or status.is_success:
+        return None
+    last: Mapping[str, Any] = next((event for event in reversed(events) if event["event"] == "status"), {})
+    # A driver of another version may have written fields that this one does not know.
+    with suppress(TypeError):
+        return JobError(**last["error"]) if last.get("error") else None
+    return None
 
 
 def active_seconds(events: Sequence[Mapping[str, Any]], *, until: datetime | None = None) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from pipeline.common.units import format_count, format_seconds
 from pipeline.errors import PipelineError
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.models.engines import EngineUse
@@ -53,6 +54,26 @@ class JobTimings:
     def phases(self) -> dict[str, float]:
         """The sums over partitions, by phase."""
         return {name: value for name, value in asdict(self).items() if name not in ("total", "provision")}
+
+
+@dataclass(frozen=True)
+class RunningFigures:
+    """What a driver that runs now has reached."""
+
+    rows_per_second: float = 0.0
+    """Rate of the last batches; before the first one, of the partitions that are done since the round began."""
+    seconds_left: float | None = None
+    """Seconds until the last row is scored, at that rate; None while nothing is done."""
+    workers: int = 0
+    """Workers at the start; 0 before they are connected."""
+    dashboard: str = ""
+    """URL of the scheduler's dashboard."""
+
+    def speed(self) -> str:
+        """Return the rate and what remains; empty while nothing is done."""
+        if self.seconds_left is None:
+            return ""
+        return f"{format_count(self.rows_per_second)} rows/s now, about {format_seconds(self.seconds_left)} left"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline.common.units import format_count, format_seconds, plural
 from pipeline.events import (
     AttemptOutcome,
     Callback,
+    ClusterReady,
     JobEnded,
     PartitionEnded,
     ProgressMade,
@@ -147,6 +148,12 @@ class Tally:
         return f"{self.phase}: " + ", ".join(parts)
 
 
+def starting_text(event: StatusChanged) -> str:
+    """Return which workers are started or waited for, and for how long: the second part of the reason."""
+    _, colon, workers = event.reason.partition(": ")
+    return f"{colon}{workers}" if event.after == Status.PROVISIONING else ""
+
+
 @dataclass
 class PlainProgress(Callback):
     """Write a line for each phase, and one about every ten seconds or tenth of the rows."""
@@ -164,7 +171,12 @@ class PlainProgress(Callback):
             return
         self.tally.phase = phase
         if event.after != Status.RUNNING:
-            self._write(f"{phase} ({event.job})")
+            self._write(f"{phase} ({event.job}){starting_text(event)}")
+
+    def on_cluster(self, event: ClusterReady) -> None:
+        """Write the link to the dashboard."""
+        if event.dashboard:
+            self._write(f"dashboard: {event.dashboard}")
 
     def on_round(self, event: RoundStarted) -> None:
         """Write the number of rows and partitions."""
@@ -246,7 +258,16 @@ class LiveProgress(Callback):
             return
         self.start()
         self.tally.phase = phase
-        self._progress.update(self._task, description=phase)
+        self._progress.update(self._task, description=phase, tally=starting_text(event).removeprefix(": "))
+
+    def on_cluster(self, event: ClusterReady) -> None:
+        """Print the link to the dashboard; it stays above the bar."""
+        if event.dashboard:
+            self.print_line(f"dashboard: {event.dashboard}")
+
+    def print_line(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_round(self, event: RoundStarted) -> None:
         """Show the number of rows and partitions."""
@@ -263,7 +284,7 @@ class LiveProgress(Callback):
         self.tally.add(event, now=self._clock())
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             text = f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}"
-            self._progress.console.print(text, markup=False, highlight=False)
+            self.print_line(text)
         self._draw()
 
     def on_end(self, event: JobEnded) -> None:
@@ -321,13 +342,20 @@ def make_progress(*, quiet: bool = False) -> PlainProgress | LiveProgress | Call
 
 
 @contextmanager
-def show_progress(*, quiet: bool = False) -> Iterator[tuple[Callback, ...]]:
-    """Yield the callbacks that show a job's progress. A live display starts on entry and is removed on exit."""
+def show_progress(
+    *, quiet: bool = False, on_live: Callable[[Callable[[str], object]], object] | None = None
+) -> Iterator[tuple[Callback, ...]]:
+    """Yield the callbacks that show a job's progress. A live display starts on entry and is removed on exit.
+
+    :param on_live: gets the function that prints a line above a live display, when one is drawn.
+    """
     progress = make_progress(quiet=quiet)
     if not isinstance(progress, LiveProgress):
         yield (progress,)
         return
     progress.start()
+    if on_live is not None:
+        on_live(progress.print_line)
     try:
         yield (progress,)
     finally:

@@ -25,6 +25,7 @@ from pipeline.report.figures import (
     JobTimings,
     ModelId,
     PartitionCounts,
+    RunningFigures,
     ShadowUse,
     Skew,
     StragglerCounts,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
-_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads")
+_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads", "culprit", "running")
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
@@ -138,6 +139,11 @@ class Report:
     model_loads: int = 0
     """Loads of models by key (``score.by``) into memory. Without any, left out of JSON."""
 
+    culprit: str = ""
+    """Partition that failed the job, with its input rows. Empty without one, and left out of JSON."""
+    running: RunningFigures | None = None
+    """Figures of the driver that runs now. Without one, left out of JSON."""
+
     @property
     def ok(self) -> bool:
         """True if the job succeeded, with or without warnings."""
@@ -145,7 +151,9 @@ class Report:
 
     @property
     def rows_per_second(self) -> float:
-        """Input rows / wall time of all drivers."""
+        """Input rows / wall time of all drivers; for a running job, that of its driver."""
+        if self.running is not None:
+            return self.running.rows_per_second
         return self.rows.input / self.seconds.total if self.seconds.total > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,6 +209,7 @@ class Report:
                 "error": JobError(**record["error"]) if record["error"] else None,
                 "next": tuple(record["next"]),
                 "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
+                "running": RunningFigures(**record["running"]) if record.get("running") else None,
                 "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
             }
         )
@@ -337,6 +346,8 @@ def _fields(report: Report) -> dict[str, str]:
         "where": report.error.where if report.error else "",
         "found": report.error.found if report.error else "",
         "expected": report.error.expected if report.error else "",
+        "culprit": report.culprit,
+        "reason": "" if report.error or report.status.is_active else report.reason,
         "rows": reconciliation(report.rows),
         "input": report.input,
         "done": _done(report),
@@ -353,6 +364,8 @@ def _fields(report: Report) -> dict[str, str]:
         "loads": f"models by key were loaded {report.model_loads:,} times" if report.model_loads else "",
         "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",
+        "workers": f"{report.running.workers:,}" if report.running and report.running.workers else "",
+        "dashboard": report.running.dashboard if report.running else "",
         "output": _published(report),
         "directory": report.directory,
     }
@@ -436,6 +449,8 @@ def _reasons(reasons: Mapping[str, int]) -> str:
 
 
 def _speed(report: Report) -> str:
+    if report.running is not None:
+        return report.running.speed()
     rate, total, waited = report.rows_per_second, report.seconds.total, report.seconds.provision
     parts = [f"{format_count(rate)} rows/s"] if rate else []
     parts += [f"{format_seconds(total)} in all"] if total else []

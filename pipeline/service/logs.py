@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.common.units import format_seconds, plural
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -17,6 +18,8 @@ from pipeline.service.queue import find_starts
 
 ERROR_LEVELS = ("WARNING", "ERROR", "CRITICAL")
 _KNOWN = {"time", "event", "epoch"}
+_DURATIONS = {"seconds", "remaining", "seconds_won"}
+"""Fields of events that hold seconds."""
 
 
 @dataclass(frozen=True)
@@ -174,4 +177,17 @@ def _event_text(event: Mapping[str, Any]) -> tuple[str, str]:
         level = "ERROR" if event.get("outcome") == "failed" else "WARNING"
         text = f"partition {event.get('partition')}: {event.get('outcome')} after attempt {event.get('attempt')}"
         return level, f"{text}: {event.get('reason')}"
-    return "INFO", f"{kind}: " + ", ".join(f"{name} {value}" for name, value in event.items() if name not in _KNOWN)
+    if kind == "cluster":
+        workers = f"{plural(int(event.get('workers', 0)), 'worker')}, {plural(int(event.get('threads', 0)), 'thread')}"
+        return "INFO", f"connected: {workers}" + (f", {event['dashboard']}" if event.get("dashboard") else "")
+    fields = (f"{name} {_value_text(name, value)}" for name, value in event.items() if name not in _KNOWN)
+    return "INFO", f"{kind}: " + ", ".join(fields)
+
+
+def _value_text(name: str, value: Any) -> str:
+    """Return the value of an event's field for people: durations with a unit, other numbers to three digits."""
+    if isinstance(value, float):
+        return (
+            format_seconds(value) if name in _DURATIONS else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        )
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.common.rows import Fragment
 from pipeline.events import RunningPartition
+from pipeline.execution import step_warnings
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.protocols import AttemptResult, Mitigation, SplitResult
 from pipeline.execution.worker_events import ALL_TOPIC, MEMORY_TOPIC, PROGRESS_TOPIC, STARTED_TOPIC
@@ -188,6 +189,10 @@ class FakeCluster:
     def advance_task(self, key: str, rows_done: int) -> None:
         """Let a task report the rows of its finished batches."""
         self._log(PROGRESS_TOPIC, key=key, rows_done=rows_done)
+
+    def warn(self, key: str, text: str, *, worker: str = "a") -> None:
+        """Let the step in a task warn."""
+        self._log(step_warnings.TOPIC, key=key, kind=text, text=text, worker=worker)
 
     def lose_worker(self, worker: str, *, is_expected: bool = False) -> None:
         """Let a worker leave: by a crash, or as announced."""

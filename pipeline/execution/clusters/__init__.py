@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.common.plugins import find_adapter
+from pipeline.common.units import plural
 from pipeline.errors import SpecError
 from pipeline.plan.plan import Limits
 from pipeline.settings import RENAMED_SETTINGS, Settings, overridden_choice, setting_names, with_cluster_file
@@ -74,6 +75,17 @@ class ClusterAdapter(Protocol):
 
         :param directory: the job directory, for files that only workers may read.
         """
+
+
+def describe_start(adapter: ClusterAdapter) -> str:
+    """Return what a cluster starts or connects to, and how long that may take; empty if the adapter does not say."""
+    describe = getattr(adapter, "describe_start", None)
+    return str(describe()) if describe is not None else ""
+
+
+def workers_text(limits: Limits) -> str:
+    """Return ``2 workers with 1 thread each``."""
+    return f"{plural(limits.workers, 'worker')} with {plural(limits.threads, 'thread')} each"
 
 
 def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()) -> ClusterAdapter:

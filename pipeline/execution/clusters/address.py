@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from typing import Any, ClassVar
 
 import dask.config
 from distributed import Client
+from distributed.comm.addressing import get_address_host_port
 
+from pipeline.common.units import format_seconds
 from pipeline.errors import NoWorkers, SchedulerLost, SpecError
 from pipeline.execution.clusters.security import certificates_from, host_of, is_loopback
 from pipeline.jobs.cancellation import wait_in_slices
@@ -18,6 +22,10 @@ from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
+REFUSED_SECONDS = 3.0
+"""Seconds for which connections are refused until the scheduler counts as absent: one that starts now is found."""
+REFUSED_PAUSE = 0.2
+"""Seconds between two connections that are refused."""
 _UNKNOWN = {"memory_limit": 0, "nthreads": 1}
 
 
@@ -47,6 +55,10 @@ class ExistingScheduler:
         threads = [int(worker["nthreads"]) for worker in workers]
         return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
 
+    def describe_start(self) -> str:
+        """Return the address, and the longest wait for a worker."""
+        return f"those of {self.address}, at most {format_seconds(self.settings.no_workers_timeout)}"
+
     def preload(self, *, has_steps: bool) -> None:
         """Do nothing: the workers are running."""
 
@@ -66,6 +78,7 @@ class ExistingScheduler:
     @contextmanager
     def _connect(self) -> Iterator[Client]:
         security = self._security()
+        self._check_listens()
         try:
             client = Client(
                 self.address, set_as_default=False, security=security, timeout=self.settings.scheduler_timeout
@@ -101,6 +114,29 @@ class ExistingScheduler:
                 ) from error
             yield client
 
+    def _check_listens(self) -> None:
+        """Fail soon where nothing listens: Dask's client tries for as long as a busy scheduler may take to answer.
+
+        :raises SchedulerLost: when connections have been refused for `REFUSED_SECONDS`, or the host is unknown.
+        """
+        if not self.address.startswith(("tcp://", "tls://")):
+            return
+        try:
+            host, port = get_address_host_port(self.address)
+        except ValueError:
+            return  # the client says what is wrong with it
+        deadline = time.monotonic() + min(REFUSED_SECONDS, self.settings.scheduler_timeout)
+        while (error := _connection_error(host, port, timeout=self.settings.scheduler_timeout)) is not None:
+            if time.monotonic() >= deadline:
+                raise SchedulerLost(
+                    "no scheduler at this address",
+                    where=self.address,
+                    found=error,
+                    expected="a scheduler that listens there",
+                    next_step="start one (dask scheduler), or fix the address",
+                )
+            time.sleep(REFUSED_PAUSE)
+
     def _security(self) -> Any:
         """Return the certificates for the connection; None: use the certificates of Dask's configuration.
 
@@ -122,3 +158,14 @@ class ExistingScheduler:
             expected="ca, cert and key, in the cluster file or in the settings tls-ca, tls-cert and tls-key",
             next_step="docs/security.md#clusters-that-span-hosts shows both",
         )
+
+
+def _connection_error(host: str, port: int, *, timeout: float) -> str | None:
+    """Return why nothing can listen there: connections are refused, or the host is unknown. None for all else."""
+    try:
+        socket.create_connection((host, port), timeout=timeout).close()
+    except (ConnectionRefusedError, socket.gaierror) as error:
+        return f"{host}:{port}: {error.strerror or error}"
+    except OSError:
+        return None  # such as a timeout: the client's own attempts decide
+    return None

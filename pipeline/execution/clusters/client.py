@@ -22,6 +22,8 @@ from pipeline.common.imports import import_library
 from pipeline.common.secrets import mask_logs
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import EnvMismatch
+from pipeline.events import ClusterReady
+from pipeline.execution import step_warnings
 from pipeline.execution.placement import workers_asked
 from pipeline.execution.worker_events import SharedClusterState, WorkerSupply
 from pipeline.models.flavors import find_flavor
@@ -53,6 +55,7 @@ def warm_up(flavor: str, device: Device = "cpu", *, has_steps: bool = True) -> A
     :param has_steps: False: the task runs no map step, so the flavor's libraries are imported as far as it needs them.
     """
     mask_logs()
+    step_warnings.install()
     if not flavor:
         return Answer(versions())
     found = find_flavor(flavor)
@@ -87,6 +90,21 @@ def module_version(name: str) -> str:
         return Path(str(spec and spec.origin)).with_name("VERSION").read_text("utf-8").strip()
     except OSError:
         return ""
+
+
+def cluster_ready(client: Any, *, job: str) -> ClusterReady:
+    """Return the event about the workers that are connected now."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    threads = sum(int(worker["nthreads"]) for worker in workers)
+    return ClusterReady(job, len(workers), threads, dashboard_url(client))
+
+
+def dashboard_url(client: Any) -> str:
+    """Return the URL of the scheduler's dashboard; empty without one."""
+    # The link is made from a template of the site, with any variables.
+    with suppress(Exception):
+        return str(client.dashboard_link or "")
+    return ""
 
 
 def shake_hands(

@@ -24,9 +24,10 @@ from distributed import Client
 from distributed.utils import get_ip_interface
 
 from pipeline.common.forkserver import thread_environment
+from pipeline.common.units import format_seconds, plural
 from pipeline.devices.memory import DEVICE_MEMORY, allowed_device_memory
 from pipeline.errors import InfrastructureError, SpecError
-from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters import DASK_CONFIG, workers_text
 from pipeline.execution.clusters.batch_commands import SYSTEMS
 from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
@@ -163,6 +164,11 @@ class BatchSystem:
         """Return workers, threads and memory, from the file and the settings. Nothing is submitted."""
         jobs = self._jobs()
         return Limits(workers=jobs * self.processes, threads=self._threads(), memory=self._bytes() // self.processes)
+
+    def describe_start(self) -> str:
+        """Return the number of jobs and workers, and the longest wait for the first one."""
+        jobs = f"{plural(self._jobs(), 'job')} of {self.name}"
+        return f"{jobs}: {workers_text(self.limits())}; the first within {format_seconds(self._seconds('wait'))}"
 
     def preload(self, *, has_steps: bool) -> None:
         """Do nothing: a batch job for a plan that fails would wait and run for nothing."""

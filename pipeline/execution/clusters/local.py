@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pipeline.common import forkserver as forks
 from pipeline.common.cores import core_count
 from pipeline.common.forkserver import chosen_shape, thread_environment
-from pipeline.common.units import parse_bytes
+from pipeline.common.units import format_seconds, parse_bytes
 from pipeline.errors import NoWorkers, SpecError
-from pipeline.execution.clusters import DASK_CONFIG
+from pipeline.execution.clusters import DASK_CONFIG, workers_text
 from pipeline.execution.clusters.devices import check_this_machine
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.execution.dask_config import override_config
@@ -56,6 +56,10 @@ class LocalProcesses:
         workers, threads = self._shape()
         limit = self.settings.memory_limit or self.memory_limit
         return Limits(workers=workers, threads=threads, memory=memory_of(limit, share=1 / workers))
+
+    def describe_start(self) -> str:
+        """Return the number of workers, and the longest wait for one."""
+        return f"{workers_text(self.limits())}, at most {format_seconds(self.settings.no_workers_timeout)}"
 
     def check_device(self) -> None:
         """Check that this machine has a GPU; the workers share the first one that they see.

@@ -26,10 +26,12 @@ from distributed import Client, Nanny
 
 from pipeline.common.cores import core_count
 from pipeline.common.forkserver import restored, thread_environment
+from pipeline.common.units import format_seconds, plural
 from pipeline.devices.failures import first_line
 from pipeline.devices.inventory import EXTRA, VISIBLE, Gpu, read_inventory, select_gpus
 from pipeline.devices.memory import DEVICE_MEMORY, allowed_device_memory
 from pipeline.errors import InfrastructureError, NoDevice, SpecError
+from pipeline.execution.clusters import workers_text
 from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.local import (
     WORKER_SETUP,
@@ -119,6 +121,11 @@ class LocalGpus:
         limit = self.settings.memory_limit or self.memory_limit
         memory = memory_of(limit, share=threads / slots)
         return Limits(workers=len(self.gpus) + cpu_workers, threads=threads, memory=memory)
+
+    def describe_start(self) -> str:
+        """Return the number of GPUs and workers, and the longest wait for one."""
+        patience = format_seconds(self.settings.no_workers_timeout)
+        return f"{workers_text(self.limits())} on {plural(len(self.gpus), 'GPU')}, at most {patience}"
 
     def _shape(self) -> tuple[int, int]:
         """Return the threads for each GPU, and the number of workers on CPUs."""

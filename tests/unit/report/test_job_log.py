@@ -145,3 +145,11 @@ def test_output_of_a_driver_that_never_started_is_shown(job: JobDirectory) -> No
 def test_a_line_that_was_cut_short_is_passed_over(job: JobDirectory) -> None:
     open_store(job.root).append("logs/1.jsonl", '{"time": "2026-01-01T00:00:00.000Z", "mess')
     assert len(LogReader(job).read()) == 1
+
+
+def test_numbers_of_events_are_for_people(job: JobDirectory) -> None:
+    job.events.append("straggler", partition="00003", seconds=2.026345074999881, remaining=53.89710807762426, won=False)
+    job.events.append("cluster", workers=2, threads=2, dashboard="http://127.0.0.1:41093/status")
+    lines = [line.message for line in LogReader(job).read()]
+    assert "straggler: partition 00003, seconds 2.03 s, remaining 53.9 s, won False" in lines
+    assert "connected: 2 workers, 2 threads, http://127.0.0.1:41093/status" in lines

@@ -13,7 +13,15 @@ from rich.console import Console
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.units import plural
-from pipeline.events import Callback, PartitionEnded, ProgressMade, RoundStarted, RunningPartition, StatusChanged
+from pipeline.events import (
+    Callback,
+    ClusterReady,
+    PartitionEnded,
+    ProgressMade,
+    RoundStarted,
+    RunningPartition,
+    StatusChanged,
+)
 from pipeline.report.progress import JobWatch, LiveProgress, PlainProgress, Tally, make_progress, show_progress
 from pipeline.testing.fake_clock import FakeClock
 
@@ -96,11 +104,16 @@ def test_reports_at_one_time_make_one_rate() -> None:
 def plain(partitions: int, rows: int) -> tuple[PlainProgress, FakeClock, io.StringIO]:
     clock, stream = FakeClock(100.0), io.StringIO()
     progress = PlainProgress(stream=stream, clock=clock)
-    progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING"))
-    progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING"))
+    reason = "driver 1 on host starts: 2 workers with 1 thread each, at most 5 min 00 s"
+    progress.on_status(StatusChanged("j", "PLANNED", "PROVISIONING", reason))
+    progress.on_cluster(ClusterReady("j", 2, 2, "http://127.0.0.1:41093/status"))
+    progress.on_status(StatusChanged("j", "PROVISIONING", "RUNNING", "workers are there: 8 partitions"))
     progress.on_round(RoundStarted("j", 0, partitions, 0, rows, 0))
     counts = f"{plural(rows, 'row')} in {plural(partitions, 'partition')}"
-    assert stream.getvalue() == f"starting workers (j)\nscoring: {counts}\n"
+    assert stream.getvalue() == (
+        "starting workers (j): 2 workers with 1 thread each, at most 5 min 00 s\n"
+        f"dashboard: http://127.0.0.1:41093/status\nscoring: {counts}\n"
+    )
     stream.seek(0)
     stream.truncate()
     return progress, clock, stream
@@ -161,6 +174,8 @@ def test_a_live_display_draws_and_goes(live: tuple[LiveProgress, io.StringIO]) -
     assert "1/2 partitions" in shown
     assert "3 rejected" in shown
     assert "[weird] markup" in shown
+    progress.on_cluster(ClusterReady("j", 2, 2, "http://127.0.0.1:41093/status"))
+    assert "dashboard: http://127.0.0.1:41093/status\r\n" in stream.getvalue().replace("\n", "\r\n")
     progress.stop()
     progress.stop()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.common.rows import RowCounts
-from pipeline.errors import ReconciliationFailed, SpecError, StepFailed, TooManyRejects
+from pipeline.errors import PipelineError, ReconciliationFailed, SpecError, StepFailed, TooManyRejects
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.manifest import make_manifest
 from pipeline.jobs.receipts import DeviceTotals, Receipt, SpooledReceipts
@@ -207,8 +207,14 @@ def test_time_of_a_running_job_extends_until_now(tmp_path: Path, job: SmallJob) 
     with directory.hold():
         directory.set_status(Status.PROVISIONING)
         directory.set_status(Status.RUNNING)
+        directory.events.append("cluster", workers=2, threads=2, dashboard="http://127.0.0.1:1/status")
+        directory.events.append("round_started", round=0, partitions=4, done=0, rows_done=0)
         write_receipts(directory, job)
         report = make_report(directory)
+    assert report.running is not None
+    assert (report.running.workers, report.running.dashboard) == (2, "http://127.0.0.1:1/status")
+    assert report.next == ("python -m pipeline watch long-1", "python -m pipeline cancel long-1")
+    assert Report.from_dict(report.to_dict()) == report
     assert 600 <= report.seconds.total < 1200
     assert 0 < report.rows_per_second < 1
     # Nobody knows when a driver died; its time is no shorter than that of its slowest partition.
@@ -316,3 +322,19 @@ class TestDevices:
         (_, _, wrong) = engine_warnings(replace(use, mismatches=1))
         assert wrong.startswith("1 of 4 compared rows came out otherwise than from xgboost")
         assert wrong.endswith("3 rows have the tree engine's, 5 those of GPUs: score again with device: cpu")
+
+
+def test_failed_job_names_the_partition_and_keeps_its_error_in_its_events(tmp_path: Path, job: SmallJob) -> None:
+    """A driver that is killed before it writes its report has still said why it failed."""
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="failed-1")
+    directory.set_status(Status.RUNNING)
+    directory.events.append("partition", partition="00001", outcome="failed", attempt=1, reason="bad file")
+    error = PipelineError("the file is damaged", where="a.parquet", next_step="repair it")
+    directory.set_status(Status.FAILED, reason=error.message, error=error.to_dict())
+    report = make_report(directory)
+    assert report.error is not None
+    assert report.culprit.startswith("partition 00001: ")
+    text = report.text()
+    assert "  where      a.parquet\n" in text
+    assert "  next       repair it\n             python -m pipeline logs failed-1 --errors\n" in text
+    assert " rows " in report.culprit
