@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.api.clusters import AnyCluster, cluster_name, on_client, refuse_inproc
 from pipeline.api.display import html_table, show_observers
 from pipeline.api.frames import with_stored_models
 from pipeline.driver.prepare import draft, prepare
@@ -78,8 +79,9 @@ class Job:
         Action when the model's alias moves while the job runs.
     step_change : {"fail", "pin", "restart"}, default "fail"
         Action when the code of a step changes before the job has ended.
-    cluster : str, optional
-        A name in ``cluster_configs/``, a file, or a scheduler address.
+    cluster : str, Client or cluster, optional
+        A name in ``cluster_configs/``, a file, or a scheduler address; or your own ``distributed.Client``,
+        ``LocalCluster``, ``SLURMCluster`` and the like, which is used as it is and left as it was.
     device : {"auto", "cpu", "cuda"}, optional
         Device that evaluates the model. Default: the GPU of a worker that has one, if the bits are the same.
     storage : dict, optional
@@ -132,7 +134,7 @@ class Job:
         contract: Mapping[str, ColumnContract | Fields] | None = None,
         on_alias_change: OnAliasChange = "pin",
         step_change: StepChange = "fail",
-        cluster: str | None = None,
+        cluster: str | AnyCluster | None = None,
         device: Device | None = None,
         storage: Mapping[str, Fields] | None = None,
         params: Fields | None = None,
@@ -147,6 +149,7 @@ class Job:
         memory_limit: int | str | None = None,
     ) -> None:
         fields = {field: value for field, value in locals().items() if field in JobSpec.model_fields}
+        fields["cluster"] = cluster_name(cluster)
         given = Settings.load(directory=directory, workers=workers, threads=threads, memory_limit=memory_limit)
         if settings is not None:
             flags = {"directory": directory, "workers": workers, "threads": threads, "memory_limit": memory_limit}
@@ -215,13 +218,21 @@ class Job:
             prepared = prepare(self.spec, settings=self.settings)
         return plan_summary(prepared.plan, prepared.limits, device=prepared.device)
 
-    def run(self, *, job_id: str | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
+    def run(
+        self,
+        *,
+        job_id: str | None = None,
+        client: AnyCluster | None = None,
+        callbacks: Sequence[Callback] | None = None,
+    ) -> Report:
         """Run the job to its end, with a progress display, and publish its output in one commit.
 
         Parameters
         ----------
         job_id : str, optional
             Id of the job. If a job with this id and the same plan exists, it is resumed. Default: a new id.
+        client : distributed.Client or cluster, optional
+            Your own client, to run on instead of ``cluster``.
         callbacks : sequence of Callback, optional
             Observers to call instead of the progress display.
 
@@ -244,8 +255,9 @@ class Job:
         --------
         Job.submit : Run it in the background.
         """
+        settings = on_client(self.settings, client)
         with show_observers(callbacks) as observers:
-            return run(self.spec, settings=self.settings, job_id=job_id, callbacks=observers)
+            return run(self.spec, settings=settings, job_id=job_id, callbacks=observers)
 
     def submit(
         self,
@@ -284,6 +296,7 @@ class Job:
         --------
         attach : Take up a submitted job from another process.
         """
+        refuse_inproc(self.spec, self.settings)
         submitted = submit(
             self.spec, settings=self.settings, key=key, force=force, job_id=job_id, priority=priority, start=start
         )

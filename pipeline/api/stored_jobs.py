@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import runner
+from pipeline.api.clusters import AnyCluster, on_client
 from pipeline.api.display import show_observers
 from pipeline.common.travel import entrypoint_of
 from pipeline.common.units import utc_now
@@ -79,13 +80,21 @@ def _row(summary: JobSummary) -> tuple[object, ...]:
     )
 
 
-def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] | None = None) -> Report:
+def resume(
+    job: str,
+    *,
+    client: AnyCluster | None = None,
+    settings: Settings | None = None,
+    callbacks: Sequence[Callback] | None = None,
+) -> Report:
     """Resume an unfinished job. Completed partitions are not scored again.
 
     Parameters
     ----------
     job : str
         Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    client : distributed.Client or cluster, optional
+        Your own client, to run on instead of the job's cluster.
     settings : Settings, optional
         Default: ``Settings.load()``.
     callbacks : sequence of Callback, optional
@@ -108,6 +117,7 @@ def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Ca
     >>> pipeline.resume("@last").status
     <Status.SUCCEEDED_WITH_WARNINGS: 'SUCCEEDED_WITH_WARNINGS'>
     """
+    settings = on_client(settings or Settings.load(), client)
     with show_observers(callbacks) as observers:
         return runner.resume(job, settings=settings, callbacks=observers)
 
@@ -117,6 +127,7 @@ def retry(
     *,
     model: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    client: AnyCluster | None = None,
     settings: Settings | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> Report:
@@ -131,6 +142,8 @@ def retry(
     overrides : sequence of str or dict, optional
         Changed steps, contract and errors, such as ``"steps.0.map=features:fixed"`` or ``{"steps.0.map": fixed}`` with
         a function.
+    client : distributed.Client or cluster, optional
+        Your own client, to run on instead of the job's cluster.
     settings : Settings, optional
         Default: ``Settings.load()``.
     callbacks : sequence of Callback, optional
@@ -148,6 +161,7 @@ def retry(
     reference = None if model is None else os.fspath(model)
     if isinstance(overrides, Mapping):
         overrides = [f"{field}={_override_text(value)}" for field, value in overrides.items()]
+    settings = on_client(settings or Settings.load(), client)
     with show_observers(callbacks) as observers:
         return runner.retry(job, model=reference, overrides=overrides, settings=settings, callbacks=observers)
 

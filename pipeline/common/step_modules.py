@@ -281,6 +281,12 @@ class StepModules:
             raise
 
 
+def restore_modules() -> None:
+    """Take the modules of jobs out of ``sys.modules``: a session of Python has its own there again."""
+    with _lock:
+        _switch(None)
+
+
 class _Finder(MetaPathFinder):
     """Finds the modules of a job. It is on ``sys.meta_path`` only while they are active."""
 

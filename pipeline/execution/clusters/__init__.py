@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -29,6 +30,7 @@ BUILT_IN = {
     "local": "pipeline.execution.clusters.local:LocalProcesses",
     "local-cuda": "pipeline.execution.clusters.local_cuda:LocalGpus",
     "address": "pipeline.execution.clusters.address:ExistingScheduler",
+    "handed": "pipeline.execution.clusters.handed:HandedScheduler",
     "slurm": "pipeline.execution.clusters.jobqueue:Slurm",
     "pbs": "pipeline.execution.clusters.jobqueue:PBS",
     "sge": "pipeline.execution.clusters.jobqueue:SGE",
@@ -154,7 +156,7 @@ def _close(cluster: AbstractContextManager[Any], outcome: BaseException | None) 
 def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     """Return the configuration of a cluster, and its origin."""
     if "://" in name:
-        return {"type": "address", "address": name}, name
+        return {"type": "handed" if _is_handed(name) else "address", "address": name}, name
     for path in _candidates(name, folders):
         if path.is_file():
             return _read(path), str(path)
@@ -167,6 +169,12 @@ def _config(name: str, folders: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         found=name,
         expected=", ".join(known) + ", a YAML file, or an address such as tcp://host:8786",
     )
+
+
+def _is_handed(address: str) -> bool:
+    """True for the scheduler of a client that the user has handed over in this process."""
+    handed = sys.modules.get("pipeline.execution.clusters.handed")
+    return address.startswith("inproc://") or (handed is not None and handed.find_handed(address) is not None)
 
 
 def _homes(folders: tuple[str, ...]) -> list[Path]:

@@ -29,6 +29,16 @@ REFUSED_PAUSE = 0.2
 _UNKNOWN = {"memory_limit": 0, "nthreads": 1}
 
 
+def limits_of(client: Any) -> Limits:
+    """Return the limits of a client's current workers."""
+    # The last worker may leave after the wait for it; planning then assumes one.
+    workers = list(client.scheduler_info(n_workers=-1)["workers"].values()) or [_UNKNOWN]
+    # A worker without a limit reports 0; planning then assumes 4 GiB.
+    limits = [int(worker["memory_limit"] or 0) or 4 << 30 for worker in workers]
+    threads = [int(worker["nthreads"]) for worker in workers]
+    return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
+
+
 @dataclass(frozen=True)
 class ExistingScheduler:
     """``type: address``."""
@@ -48,12 +58,7 @@ class ExistingScheduler:
     def limits(self) -> Limits:
         """Return the limits of the current workers."""
         with self._connect() as client:
-            # The last worker may leave after the wait for it; planning then assumes one.
-            workers = list(client.scheduler_info(n_workers=-1)["workers"].values()) or [_UNKNOWN]
-        # A worker without a limit reports 0; planning then assumes 4 GiB.
-        limits = [int(worker["memory_limit"] or 0) or 4 << 30 for worker in workers]
-        threads = [int(worker["nthreads"]) for worker in workers]
-        return Limits(workers=len(workers), threads=max(1, sum(threads) // len(threads)), memory=min(limits))
+            return limits_of(client)
 
     def describe_start(self) -> str:
         """Return the address, and the longest wait for a worker."""
