@@ -79,7 +79,7 @@ def test_threads_of_this_process(
         ]
         with pytest.raises(SpecError, match="cannot run on threads of this process"):
             job_on(client, spec, tmp_path).submit()
-    with pytest.raises(SpecError, match="is closed"):
+    with pytest.raises(SpecError, match="is not connected"):
         job_on(client, spec, tmp_path)
 
 
