@@ -156,8 +156,8 @@ class Score(SpecModel):
     """Scoring with a model."""
 
     model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)] | None = None
-    """Path or URL of a model file, a model reference ``models:/name@alias``, or ``module:Class`` for a model in Python;
-    or a list of these, and ``combine``. Required, unless ``by`` and ``models`` name a model for each key."""
+    """Path or URL of a model file or folder, a model reference ``models:/name@alias``, or ``module:Class`` for a model
+    in Python; or a list of these, and ``combine``. Required, unless ``by`` and ``models`` name a model for each key."""
     model_files: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)] | None = None
     """Files or folders that a model in Python loads: ``load(files)`` gets the path of a verified copy of each, by its
     name, or by its path in the folder. They are pinned by their digests."""
@@ -202,7 +202,8 @@ class Score(SpecModel):
     row, its column is in the output only if it is selected or kept, and report and receipts say how far both agree."""
     flavor: Name | None = None
     """Format of the model file, where the file must be of that one only: ``xgboost``, ``lightgbm``, ``sklearn``,
-    ``onnx``, ``catboost``, ``python``, or a flavor of another distribution. Default: recognised by the file's bytes."""
+    ``onnx``, ``catboost``, ``python``, ``mlflow``, or a flavor of another distribution. Default: recognised by the
+    file's bytes."""
     allow_code: bool = False
     """Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust."""
     threads: int | None = Field(default=None, ge=1, le=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -309,6 +310,34 @@ def python_class(folder: Path) -> FlavorCase:
     )
 
 
+def mlflow_pyfunc(folder: Path) -> FlavorCase:
+    """Return an MLflow model that only ``python_function`` loads, with two columns as its result."""
+    with warnings.catch_warnings():
+        # MLflow warns of type hints, of its own ones, too.
+        warnings.simplefilter("ignore")
+        return _mlflow_pyfunc(folder)
+
+
+def _mlflow_pyfunc(folder: Path) -> FlavorCase:
+    import mlflow.pyfunc
+    from mlflow.models import infer_signature
+
+    class Ratios(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+            ratio = model_input["amount"] / (1 + model_input["count"])
+            return pd.DataFrame({"ratio": ratio, "length": model_input["note"].str.len() * 1.0})
+
+    frame, _ = training_frame(nulls=False)
+    frame = frame[["amount", "count", "note"]].astype({"note": object})
+    model: Any = Ratios()
+    expected = model.predict(None, frame)
+    path = folder / "model"
+    signature = infer_signature(frame, expected)
+    mlflow.pyfunc.save_model(str(path), python_model=model, signature=signature, pip_requirements=["mlflow"])
+    values = {"prediction": expected.to_numpy()}
+    return FlavorCase("mlflow", path, frame, values, "code", options={"allow_code": True})
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
@@ -320,5 +349,6 @@ CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "onnx, columns": onnx_classifier,
     "catboost": catboost_classifier,
     "python": python_class,
+    "mlflow": mlflow_pyfunc,
 }
 """A model of each kind, by name."""

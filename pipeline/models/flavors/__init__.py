@@ -33,6 +33,7 @@ BUILT_IN = {
     "onnx": "pipeline.models.flavors.onnx:FLAVOR",
     "catboost": "pipeline.models.flavors.catboost:FLAVOR",
     "python": "pipeline.models.flavors.python:FLAVOR",
+    "mlflow": "pipeline.models.flavors.mlflow:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 
@@ -50,6 +51,8 @@ class Flavor:
     accepts: Callable[[bytes, tuple[str, ...]], bool]
     """``accepts(head, names)``: True for a file that begins with ``head``, and that contains files of these names if it
     is an archive. Nothing is loaded."""
+    accepts_folder: Callable[[tuple[str, ...]], bool] | None = None
+    """``accepts_folder(names)``: True for a folder with files of these names. None: the models are single files."""
     describe: Callable[..., Any] | None = None
     """``describe(version, data, *, allow_code)``: load the file in a child process, and return the
     `pipeline.models.flavors.first_load.Described`. None: ``inspect`` has a child of its own."""

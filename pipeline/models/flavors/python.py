@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.common.step_modules import StepModules
-from pipeline.errors import BadPrediction, ModelError, PipelineError, RefusedForSafety
+from pipeline.errors import ModelError, PipelineError, RefusedForSafety
 from pipeline.models.feature_frame import FeatureFrame
 from pipeline.models.flavors import Flavor
 from pipeline.models.flavors.first_load import Described, first_load
@@ -24,6 +24,7 @@ from pipeline.models.flavors.library import LibraryPredictor, check_digest
 from pipeline.models.flavors.matrix import category_values
 from pipeline.models.flavors.python_archive import MANIFEST, PythonArchive
 from pipeline.models.flavors.python_declared import declared_features, declared_outputs
+from pipeline.models.flavors.python_results import result_values, wrong_result
 from pipeline.models.flavors.thread_pools import POOLS
 from pipeline.models.model import Feature, ModelData, ModelFolder, ModelVersion
 from pipeline.models.process import threads_wanted
@@ -157,57 +158,23 @@ class PythonPredictor(LibraryPredictor):
         output = self._outputs[kind]
         if len(self._outputs) > 1:
             if not isinstance(result, Mapping) or kind not in result:
-                raise _wrong(result, f"a mapping with the key {kind!r}: the model declares several outputs")
+                raise wrong_result(result, f"a mapping with the key {kind!r}: the model declares several outputs")
             result = result[kind]
-        values = _values(result, output.names, rows=len(frame))
+        values = result_values(result, output.names, rows=len(frame))
         is_flat = output.width == 1 and not output.is_list
         shape = (len(frame),) if is_flat else (len(frame), output.width)
         if is_flat and values.shape == (len(frame), 1):
             values = values[:, 0]
         if values.shape != shape:
-            raise _wrong(result, f"{output.type} {list(shape)}, as declared: one result a row", values)
+            raise wrong_result(result, f"{output.type} {list(shape)}, as declared: one result a row", values)
         if output.type == "string":
             texts = values.astype(object)
             if not all(isinstance(text, str) for text in texts.flat):
-                raise _wrong(result, "texts, as declared", values)
+                raise wrong_result(result, "texts, as declared", values)
             return texts
         if not np.can_cast(values.dtype, output.dtype, casting="same_kind"):
-            raise _wrong(result, f"{output.type}, as declared", values)
+            raise wrong_result(result, f"{output.type}, as declared", values)
         return values.astype(output.dtype, copy=False)
-
-
-def _values(result: Any, names: tuple[str, ...], *, rows: int) -> np.ndarray:
-    """Return a result as an array; rows of a Series or a frame in the order of its index."""
-    import pandas as pd
-
-    if isinstance(result, (pa.Array, pa.ChunkedArray)):
-        result = pd.Series(result.to_pandas())
-    if isinstance(result, (pd.Series, pd.DataFrame)):
-        order = pd.RangeIndex(rows)
-        if not result.index.equals(order):
-            if len(result) != rows or not result.index.sort_values().equals(order):
-                raise _wrong(result, "one result a row, with the index of the frame")
-            result = result.reindex(order)
-        if isinstance(result, pd.DataFrame) and names:
-            if missing := sorted(set(names) - set(map(str, result.columns))):
-                raise _wrong(result, f"the columns {', '.join(missing)}, as declared")
-            result = result[list(names)]
-        values: np.ndarray = result.to_numpy()
-        return values
-    found = np.asarray(result)
-    if found.dtype == object and found.ndim == 1 and rows and isinstance(found[0], (np.ndarray, list, tuple)):
-        return np.stack([np.asarray(row) for row in found])
-    return found
-
-
-def _wrong(result: Any, expected: str, values: np.ndarray | None = None) -> BadPrediction:
-    found = type(result).__name__ if values is None else f"{values.dtype} {list(values.shape)}"
-    return BadPrediction(
-        "the model did not return what it declares",
-        found=found,
-        expected=expected,
-        next_step="fix predict, or what the model declares in outputs",
-    )
 
 
 def _series(column: pa.ChunkedArray, feature: Feature) -> Any:

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from pipeline.models.code_model import resolve_code
 from pipeline.models.flavors import MAX_BYTES, detect_bytes, find_flavor, read_model
+from pipeline.models.folder_models import folder_at, resolve_folder
+from pipeline.models.folders import is_folder
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.records import AliasRecord, ModelSummary, VersionRecord
 from pipeline.spec.model_ref import ModelRef
@@ -55,8 +57,10 @@ class ModelRegistry(Protocol):
         :raises ModelError: when the model, version or alias is unknown.
         """
 
-    def resolve(self, ref: ModelRef) -> ModelVersion:
+    def resolve(self, ref: ModelRef, *, allow_code: bool = False) -> ModelVersion:
         """Resolve ``ref`` to a version with digest and a path that workers reach. A child process loads the file once.
+
+        :param allow_code: True: a model that runs code while it is loaded is allowed. Only MLflow has such models.
 
         :raises ModelError: when the version is unknown, or its file has an unknown format.
         """
@@ -106,7 +110,7 @@ def resolve(
     :param registry: see `open_registry`.
     :param limit: largest size of a model file in bytes; a version in a registry has passed it.
     :param flavor: the only flavor that the file may have; None: any.
-    :param allow_code: True: a file that runs code while it is loaded is allowed. A registry has none.
+    :param allow_code: True: a file that runs code while it is loaded is allowed. The built-in registry has none.
     :param import_paths: folders from which the modules of models in Python are imported.
     :param model_files: files and folders that such a model loads.
     :raises ModelError: when the model, version or alias is unknown, or the file is not a model.
@@ -115,7 +119,9 @@ def resolve(
     if ref.is_code:
         return resolve_code(ref.text, import_paths=import_paths, files=model_files, cache=cache, limit=limit)
     if not ref.is_file:
-        return open_registry(registry, cache=cache).resolve(ref)
+        return open_registry(registry, cache=cache).resolve(ref, allow_code=allow_code)
+    if is_folder(ref.text):
+        return resolve_folder(folder_at(ref.text, limit=limit), flavor=flavor, allow_code=allow_code, limit=limit)
     data = read_model(ref.text, limit=limit)
     found = find_flavor(detect_bytes(data, where=ref.text, flavor=flavor or "auto", allow_code=allow_code))
     return found.inspect(ref.text, data, allow_code=allow_code)

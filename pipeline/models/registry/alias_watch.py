@@ -148,7 +148,8 @@ class AliasWatch:
     def compare(self, pinned: ModelVersion, current: VersionRecord) -> AliasChange | None:
         """Return the change from ``pinned`` to the resolved version ``current``, or None."""
         if not current.digest and str(current.version) != pinned.version:
-            current = replace(current, digest=self._digest(self._registry(pinned), current))
+            digest = self._digest(self._registry(pinned), current, allow_code=bool(pinned.runs_code))
+            current = replace(current, digest=digest)
         return alias_change_of(pinned, current, reference=self.reference)
 
     def _registry(self, pinned: ModelVersion) -> ModelRegistry:
@@ -157,10 +158,10 @@ class AliasWatch:
             registry = self._registries[pinned.registry] = self._open(pinned.registry, cache=self._cache)
         return registry
 
-    def _digest(self, registry: ModelRegistry, found: VersionRecord) -> str:
+    def _digest(self, registry: ModelRegistry, found: VersionRecord, *, allow_code: bool) -> str:
         """Return the digest of a version. If the registry has no digest, fetch the file once to compute it."""
         if found.version not in self._digests:
-            self._digests[found.version] = registry.resolve(ModelRef(found.uri)).digest
+            self._digests[found.version] = registry.resolve(ModelRef(found.uri), allow_code=allow_code).digest
         return self._digests[found.version]
 
     def poll(self, pinned: ModelVersion) -> AliasChange | None:

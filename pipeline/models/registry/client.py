@@ -165,7 +165,7 @@ def built_in(registry: ModelRegistry) -> BuiltInRegistry:
             "this needs the built-in registry; for MLflow use MLflow's own tools",
             where=f"pipeline.registry: {registry.root}",
             expected="the built-in registry (a path or URL) for register, rollback, history, verify and remove",
-            next_step="register with mlflow.xgboost.log_model(…, registered_model_name=…), or name another registry",
+            next_step="register with log_model(…, registered_model_name=…) of MLflow, or name another registry",
         )
     return cast(BuiltInRegistry, registry)
 

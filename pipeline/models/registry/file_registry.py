@@ -59,7 +59,7 @@ class BuiltInRegistry(StoredModels):
         super().__init__(store or open_store(root))
         self._now = now
 
-    def resolve(self, ref: ModelRef) -> ModelVersion:
+    def resolve(self, ref: ModelRef, *, allow_code: bool = False) -> ModelVersion:
         """Resolve ``ref`` to its current version. Read and verify the file, and load it once in a child process.
 
         :raises ModelDigestMismatch: when the file in the registry differs from the registered file.

@@ -1,9 +1,9 @@
 """Resolve model references with MLflow: a tracking server, or its database.
 
-Models are registered with MLflow's own tools. This module looks up versions and aliases, and scores with the xgboost
-file in the model's folder. An artefact on a shared disk is read in place. Other artefacts (behind MLflow's server, in a
-bucket with its own credentials) are fetched by the driver. The driver stores each of them by its digest beside the job
-directories, for the workers.
+Models are registered with MLflow's own tools. This module looks up versions and aliases, and scores with the file of a
+flavor in the model's folder, or with its ``python_function``. An artefact on a shared disk is read in place. Other
+artefacts (behind MLflow's server, in a bucket with its own credentials) are fetched by the driver. The driver stores
+each of them by its digest beside the job directories, for the workers.
 
 mlflow is imported when the first reference is resolved. The package ``mlflow-skinny`` is enough; the full package
 requires older versions of pyarrow.
@@ -17,21 +17,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.common.digest import digest_bytes
 from pipeline.common.units import iso_time
 from pipeline.errors import InfrastructureError, ModelError, PipelineError, SpecError
-from pipeline.models.flavors import detect_bytes, find_flavor, read_model
+from pipeline.models.code_model import keep_archive
+from pipeline.models.folder_models import FolderSource, folder_at, resolve_folder
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry.records import AliasRecord, ModelSummary, VersionRecord, describe
 from pipeline.spec.model_ref import ModelRef
-from pipeline.storage.store import open_store
-from pipeline.storage.urls import check_name, local_path
+from pipeline.storage.urls import local_path
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -111,14 +108,23 @@ class MLflowRegistry:
                 return _record(self._client.get_model_version_by_alias(ref.name, ref.alias))
             return _record(self._client.get_model_version(ref.name, str(ref.version)))
 
-    def resolve(self, ref: ModelRef) -> ModelVersion:
-        """Resolve ``ref`` to its current version. Read its xgboost file, and load it once in a child process."""
+    def resolve(self, ref: ModelRef, *, allow_code: bool = False) -> ModelVersion:
+        """Resolve ``ref`` to its current version. Read its files, and load it once in a child process.
+
+        A model with a file of xgboost, LightGBM, CatBoost, scikit-learn or ONNX is scored from that file; any other by
+        MLflow's ``python_function``, if code is allowed.
+        """
         record = self._find(ref)
         with self._errors(record.uri):
             folder = str(self._client.get_model_version_download_uri(record.name, str(record.version)))
-        uri, data = self._model_file(folder.rstrip("/"), record)
-        flavor = find_flavor(detect_bytes(data, where=uri))
-        return describe(record, flavor.inspect(uri, data, name=record.name), registry=self.root)
+        folder = folder.rstrip("/")
+        if (on_disk := _ON_DISK.fullmatch(folder)) is not None:
+            source = folder_at(str(local_path(on_disk["path"])))
+            version = resolve_folder(source, name=record.name, allow_code=allow_code)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                version = resolve_folder(self._remote(folder, scratch, record), name=record.name, allow_code=allow_code)
+        return describe(record, version, registry=self.root)
 
     def set_alias(self, name: str, alias: str, number: int | None, *, reason: str = "") -> AliasRecord:
         """Point an alias to a version; None removes the alias. MLflow stores no history and no reason."""
@@ -129,16 +135,24 @@ class MLflowRegistry:
                 self._client.set_registered_model_alias(name, alias, str(number))
         return AliasRecord(name, alias, 0, number, "set" if number is not None else "unset", reason)
 
-    def _model_file(self, folder: str, record: VersionRecord) -> tuple[str, bytes]:
-        """Return the xgboost file in an MLflow model's folder: a path or URL that workers can read, and the bytes."""
-        if (on_disk := _ON_DISK.fullmatch(folder)) is not None:
-            base = local_path(on_disk["path"])
-            uri = str(base / _data_file(read_model(str(base / "MLmodel")), where=record.uri))
-            return uri, read_model(uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            described = self._fetch(f"{folder}/MLmodel", scratch, record)
-            data = self._fetch(f"{folder}/{_data_file(described, where=record.uri)}", scratch, record)
-        return self._keep(data), data
+    def _remote(self, folder: str, scratch: str, record: VersionRecord) -> FolderSource:
+        """Return a folder that only MLflow can fetch; its files are kept where workers read them."""
+        read = cache(lambda name: self._fetch(f"{folder}/{name}", scratch, record))
+        with self._errors(f"{record.uri}, {folder}"):
+            names = tuple(self._list(folder, ""))
+        return FolderSource(record.uri, names, read, lambda name: keep_archive(read(name), self._cache))
+
+    def _list(self, folder: str, below: str) -> Iterator[str]:
+        found = self._mlflow.artifacts.list_artifacts(
+            artifact_uri=f"{folder}/{below}".rstrip("/"), tracking_uri=self._uri
+        )
+        for info in found:
+            # Stores name files by their path in the artifacts of the run, in the folder, or in what was listed.
+            name = f"{below}/{info.path.rsplit('/', 1)[-1]}".lstrip("/")
+            if info.is_dir:
+                yield from self._list(folder, name)
+            else:
+                yield name
 
     def _fetch(self, uri: str, folder: str, record: VersionRecord) -> bytes:
         with self._errors(f"{record.uri}, {uri}"):
@@ -146,12 +160,6 @@ class MLflowRegistry:
                 artifact_uri=uri, dst_path=folder, tracking_uri=self._uri, registry_uri=self._uri
             )
         return Path(path).read_bytes()
-
-    def _keep(self, data: bytes) -> str:
-        store, name = open_store(self._cache or tempfile.gettempdir()), f".models/{digest_bytes(data)}"
-        if not store.exists(name) or store.read(name) != data:
-            store.replace(name, data)
-        return store.url(name)
 
     @contextmanager
     def _errors(self, where: str) -> Iterator[None]:
@@ -209,27 +217,6 @@ def _record(found: Any, metrics: dict[str, float] | None = None) -> VersionRecor
 
 def _time(milliseconds: int | None) -> str:
     return iso_time(datetime.fromtimestamp(milliseconds / 1000, UTC)) if milliseconds else ""
-
-
-def _data_file(described: bytes, *, where: str) -> str:
-    """Return the name of the xgboost file from the file ``MLmodel`` of a model's folder."""
-    try:
-        flavors = dict(yaml.safe_load(described)["flavors"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise _not_scorable(where, f"{type(error).__name__}: {error}") from error
-    if not isinstance(flavors.get(_FLAVOR), dict) or "data" not in flavors[_FLAVOR]:
-        raise _not_scorable(where, f"the flavors {', '.join(flavors)}")
-    return check_name(str(flavors[_FLAVOR]["data"]))
-
-
-def _not_scorable(where: str, found: str) -> ModelError:
-    return ModelError(
-        "the MLflow model is not one that this version can score with",
-        where=where,
-        found=found,
-        expected="a model logged with mlflow.xgboost.log_model",
-        next_step="log it with that flavor",
-    )
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def test_a_registry_that_knows_no_digests_is_asked_for_the_file_once() -> None:
     registry, clock = Registry(version=4, digest=""), FakeClock(100.0)
     resolved: list[str] = []
 
-    def resolve(ref: ModelRef) -> ModelVersion:
+    def resolve(ref: ModelRef, *, allow_code: bool = False) -> ModelVersion:
         resolved.append(ref.text)
         return pinned(4, "d3" if ref.version == 4 else "d5")
 

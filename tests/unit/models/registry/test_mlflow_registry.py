@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from pipeline.errors import ModelError, RefusedForSafety, SpecError
+from pipeline.errors import SpecError
 from pipeline.models.registry import is_mlflow, open_registry
-from pipeline.models.registry.mlflow_registry import _ON_DISK, _data_file
+from pipeline.models.registry.mlflow_registry import _ON_DISK
 
 
 @pytest.mark.parametrize(
@@ -28,35 +28,6 @@ from pipeline.models.registry.mlflow_registry import _ON_DISK, _data_file
 def test_artifact_on_a_file_system_is_read_there(folder: str, path: str | None) -> None:
     match = _ON_DISK.fullmatch(folder)
     assert (match["path"] if match else None) == path
-
-
-def test_the_file_of_a_model_is_named_in_its_description() -> None:
-    described = (
-        b"flavors:\n  python_function: {data: x}\n  xgboost: {data: model.ubj, model_class: xgboost.core.Booster}\n"
-    )
-    assert _data_file(described, where="") == "model.ubj"
-
-
-@pytest.mark.parametrize(
-    ("described", "found"),
-    [
-        (b"flavors:\n  sklearn: {pickled_model: model.pkl}\n", "the flavors sklearn"),
-        (b"flavors:\n", "TypeError"),
-        (b"{", "Error"),
-        (b"- 1", "TypeError"),
-        (b"flavors: {xgboost: 3}\n", "the flavors xgboost"),
-    ],
-)
-def test_other_models_are_refused(described: bytes, found: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        _data_file(described, where="models:/churn/1")
-    assert found in caught.value.found
-    assert "mlflow.xgboost.log_model" in caught.value.expected
-
-
-def test_the_file_cannot_lie_elsewhere() -> None:
-    with pytest.raises(RefusedForSafety):
-        _data_file(b"flavors:\n  xgboost: {data: ../../etc/passwd}\n", where="")
 
 
 @pytest.mark.parametrize(
