@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.api.frames import predict, score
     from pipeline.api.job import Job
     from pipeline.api.stored_jobs import attach, list_jobs, resume, retry, verify
+    from pipeline.api.tracebacks import traceback
     from pipeline.errors import (
         BadPrediction,
         Cancelled,
@@ -172,6 +173,7 @@ __all__ = [
     "resume",
     "retry",
     "score",
+    "traceback",
     "verify",
 ]
 
@@ -180,6 +182,7 @@ _HOMES = {
     "pipeline.api.frames": "predict score",
     "pipeline.api.job": "Job",
     "pipeline.api.stored_jobs": "attach list_jobs resume retry verify",
+    "pipeline.api.tracebacks": "traceback",
     "pipeline.events": "Callback",
     "pipeline.jobs.status": "Status",
     "pipeline.models.registry.client": "Registry",

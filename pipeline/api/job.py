@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.api.clusters import AnyCluster, cluster_name, on_client, refuse_inproc
 from pipeline.api.display import html_table, show_observers
 from pipeline.api.frames import with_stored_models
+from pipeline.api.tracebacks import interruptible
 from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
@@ -214,7 +215,11 @@ class Job:
         PipelineError
             If the job cannot run, such as MissingInput, SchemaDrift, ModelError or InsufficientMemory.
         """
-        with own_storage_options(), prepended_sys_path(self.settings.import_paths):
+        with (
+            interruptible("the job was planned"),
+            own_storage_options(),
+            prepended_sys_path(self.settings.import_paths),
+        ):
             prepared = prepare(self.spec, settings=self.settings)
         return plan_summary(prepared.plan, prepared.limits, device=prepared.device)
 
@@ -256,7 +261,7 @@ class Job:
         Job.submit : Run it in the background.
         """
         settings = on_client(self.settings, client)
-        with show_observers(callbacks) as observers:
+        with interruptible("the job was planned or run"), show_observers(callbacks) as observers:
             return run(self.spec, settings=settings, job_id=job_id, callbacks=observers)
 
     def submit(

@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline import runner
 from pipeline.api.clusters import AnyCluster, on_client
 from pipeline.api.display import show_observers
+from pipeline.api.tracebacks import interruptible
 from pipeline.common.travel import entrypoint_of
 from pipeline.common.units import utc_now
 from pipeline.events import Callback
@@ -118,7 +119,7 @@ def resume(
     <Status.SUCCEEDED_WITH_WARNINGS: 'SUCCEEDED_WITH_WARNINGS'>
     """
     settings = on_client(settings or Settings.load(), client)
-    with show_observers(callbacks) as observers:
+    with interruptible("the job ran"), show_observers(callbacks) as observers:
         return runner.resume(job, settings=settings, callbacks=observers)
 
 
@@ -162,7 +163,7 @@ def retry(
     if isinstance(overrides, Mapping):
         overrides = [f"{field}={_override_text(value)}" for field, value in overrides.items()]
     settings = on_client(settings or Settings.load(), client)
-    with show_observers(callbacks) as observers:
+    with interruptible("the job ran"), show_observers(callbacks) as observers:
         return runner.retry(job, model=reference, overrides=overrides, settings=settings, callbacks=observers)
 
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from pipeline.common.secrets import redact
+from pipeline.common.user_code import user_lines
 from pipeline.errors import PipelineError
 from pipeline.scoring.rows import Failures
 
@@ -51,10 +52,13 @@ class RowsError(Exception):
     def message(self, *, lines: int = 0) -> str:
         """Return type and text of the error (at most 200 characters) and the last ``lines`` lines of its traceback.
 
-        Secrets are masked.
+        If lines of the user's own code are in it, those of libraries are left out. Secrets are masked.
         """
         text = redact(f"{type(self.error).__name__}: {self.error}")[:200]
-        trace = "".join(traceback.format_tb(self.error.__traceback__)).rstrip().splitlines()[-lines:] if lines else []
+        if not lines:
+            return text
+        own = user_lines(self.error.__traceback__)
+        trace = own or "".join(traceback.format_tb(self.error.__traceback__)).rstrip().splitlines()[-lines:]
         return redact("\n".join([text, *trace]))
 
 
