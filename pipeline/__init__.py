@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         Incremental,
         MapStep,
         Output,
+        ReportOptions,
         RunOptions,
         Score,
         ScoreStep,
@@ -144,6 +145,7 @@ __all__ = [
     "RefusedForSafety",
     "Registry",
     "Report",
+    "ReportOptions",
     "RunOptions",
     "SchedulerLost",
     "SchedulerUnresponsive",
@@ -193,8 +195,8 @@ _HOMES = {
     "pipeline.settings": "Settings",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
-        "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output RunOptions Score ScoreStep "
-        "SelectStep Sink Source"
+        "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions RunOptions "
+        "Score ScoreStep SelectStep Sink Source"
     ),
     "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }

@@ -34,6 +34,7 @@ from pipeline.spec.parts import (
     FilterStep,
     Hook,
     MapStep,
+    ReportOptions,
     RunOptions,
     Score,
     ScoreStep,
@@ -91,6 +92,8 @@ class Job:
         Values for ``${params.NAME}`` in any text of the spec.
     run : RunOptions or dict, optional
         Date of the run.
+    report : ReportOptions or dict, optional
+        Content of the report.
     triggers : sequence of Trigger or dict, optional
         Schedules, used by a server.
     hooks : sequence of Hook or dict, optional
@@ -140,6 +143,7 @@ class Job:
         storage: Mapping[str, Fields] | None = None,
         params: Fields | None = None,
         run: RunOptions | Fields | None = None,
+        report: ReportOptions | Fields | None = None,
         triggers: Sequence[Trigger | Fields] = (),
         hooks: Sequence[Hook | Fields] = (),
         fan_out: FanOut | Fields | None = None,

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.secrets import redact_values
+from pipeline.common.sketch import sample_every
 from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import StateCorrupt
 from pipeline.events import StatusChanged
@@ -209,6 +210,8 @@ class JobDirectory:
             fsync=self.fsync,
             import_paths=self.record.import_paths,
             round=round_.number,
+            # Of the whole job, so that rows that are scored again are of the same sample.
+            sketch_every=sample_every(self.plan.rows) if self.plan.spec.report.distributions else 0,
         )
 
     def ledger(self, receipts: Iterable[Receipt] | None = None) -> Ledger:

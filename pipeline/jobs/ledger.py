@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.rows import InputFile, QuarantinedFile, RowCounts
+from pipeline.common.sketch import Sketches
 from pipeline.jobs import layout
 from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
 from pipeline.jobs.rounds import Round, RoundReason, model_details
@@ -163,6 +164,13 @@ class Ledger:
     def totals(self) -> Totals:
         """Sums over the receipts that count."""
         return Totals.of(self.done)
+
+    def sketches(self) -> Sketches:
+        """Return the distributions of scores and features over the receipts that count, from a pass over them."""
+        sketches = Sketches()
+        for receipt in self.done:
+            sketches.add_packed(receipt.sketches)
+        return sketches
 
     @cached_property
     def rows(self) -> RowCounts:

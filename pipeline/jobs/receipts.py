@@ -126,6 +126,8 @@ class Receipt:
     ended: float = 0.0
     """End of the attempt, in seconds since the epoch by the worker's clock; 0.0, and left out of the stored form, if
     unknown."""
+    sketches: dict[str, Any] = field(default_factory=dict)
+    """Distributions of scores and features, see `pipeline.common.sketch`; left out of the stored form if empty."""
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
@@ -139,6 +141,8 @@ class Receipt:
             del record["model_loads"]
         if not self.ended:
             del record["ended"]
+        if not self.sketches:
+            del record["sketches"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()

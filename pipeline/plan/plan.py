@@ -270,13 +270,21 @@ class Plan:
         return seen.hexdigest()
 
     def recipe(
-        self, *, job: str, directory: str, fsync: bool = True, import_paths: Sequence[str] = (), round: int = 0
+        self,
+        *,
+        job: str,
+        directory: str,
+        fsync: bool = True,
+        import_paths: Sequence[str] = (),
+        round: int = 0,
+        sketch_every: int = 0,
     ) -> StageRecipe:
         """Return the recipe with which workers can score any partition.
 
         :param job: id of the job.
         :param directory: root of the job directory, path or URL.
         :param round: number of the round.
+        :param sketch_every: see the field of the recipe.
         """
         spec = self.spec
         return StageRecipe(
@@ -303,6 +311,7 @@ class Plan:
             pin_code=spec.step_change == "pin",
             storage=spec.storage,
             never_null=self.never_null,
+            sketch_every=sketch_every,
         )
 
     def _map_recipes(self) -> Iterator[MapRecipe]:

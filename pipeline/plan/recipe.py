@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from pipeline.common.agreement import Decision
 from pipeline.common.digest import digest_json
+from pipeline.common.sketch import MOST_COLUMNS
 from pipeline.common.step_code import StepCode
 from pipeline.common.units import parse_seconds
 from pipeline.devices.memory import DEVICE_MEMORY
@@ -300,6 +303,9 @@ class StageRecipe:
     device_batch_rows: int = 0
     """Rows of the first batch where a GPU scores, and of the first that is tried on it; 0: as on CPUs. No part of the
     digest, either."""
+    sketch_every: int = 0
+    """Features of one in so many rows are counted for their distributions, and scores of 32 times as many; 0: neither
+    are."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
 
@@ -312,6 +318,20 @@ class StageRecipe:
     def scores(self) -> tuple[ScoreRecipe, ...]:
         """Recipes of the models, in order; those of a step with several one by one."""
         return scores_of(self.chain)
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        """Columns of the output that ``score`` steps make, in the order of the steps."""
+        made = dict.fromkeys(name for step in self.chain if isinstance(step, AnyScore) for name in step.outputs)
+        kept = pa.ipc.read_schema(pa.py_buffer(self.output_schema)).names
+        return tuple(name for name in made if name in kept)
+
+    @property
+    def sketched_features(self) -> tuple[str, ...]:
+        """Features whose distributions are counted: as many as there is room for beside the scores."""
+        features = (name for step in self.chain for score in scores_of_columns(step) for name in score.features)
+        room = max(0, MOST_COLUMNS - len(self.score_columns))
+        return tuple(dict.fromkeys(features))[:room] if self.sketch_every else ()
 
     @property
     def time_limits(self) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from math import inf
+from operator import iadd
 from typing import IO, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import pyarrow as pa
 
 from pipeline.common.agreement import merged
 from pipeline.common.reasons import Reason, ReasonKind
+from pipeline.common.sketch import Sketches
 from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
@@ -393,4 +395,5 @@ def _join_parts(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch
         seconds_steps=sum(part.seconds_steps for part in parts),
         seconds_score=sum(part.seconds_score for part in parts),
         agreements=reduce(merged, (part.agreements for part in parts), {}),
+        sketches=reduce(iadd, (part.sketches for part in parts), Sketches()),
     )

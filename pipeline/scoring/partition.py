@@ -26,6 +26,7 @@ from pipeline.common.agreement import Agreement, merged
 from pipeline.common.arrow_memory import keep_freed_pages
 from pipeline.common.imports import require_whole_imports
 from pipeline.common.rows import Fragment, RowCounts
+from pipeline.common.sketch import Sketches
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
@@ -208,6 +209,7 @@ class _Attempt:
             agreements=counter.agreements,
             model_loads=opened.models.loads,
             ended=round(time.time(), 3),
+            sketches=counter.sketches.pack(),
             **opened.models.device_fields(),
         )
 
@@ -400,6 +402,8 @@ class RowCounter:
         """Reasons for which an earlier round rejected the rows."""
         self.agreements: dict[str, Agreement] = {}
         """Comparison of each challenger, by its output column."""
+        self.sketches = Sketches()
+        """Distributions of scores and features."""
         # Rows: out, rejected, filtered. Columns: fragments.
         self._counts = np.zeros((3, len(self.paths)), dtype=np.int64)
 
@@ -410,6 +414,7 @@ class RowCounter:
         """
         self.previous_reasons.update(previous_reasons)
         self.agreements = merged(self.agreements, scored.agreements)
+        self.sketches += scored.sketches
         out = np.bincount(scored.fragment, minlength=len(self.paths))
         self._counts += np.stack([out, scored.rejected, scored.filtered])
         if scored.rejects is not None:

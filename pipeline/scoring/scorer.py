@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from operator import iadd
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.common.agreement import Agreement, merged
+from pipeline.common.sketch import SCORES_PER_FEATURE, Sketches, is_in_sample, sample_keys
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import OutOfMemory, ReconciliationFailed, StepFailed
 from pipeline.jobs.code_archive import read_archived, read_packed
@@ -56,6 +58,8 @@ class ScoredBatch:
     seconds_score: float
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
     """Comparison of each challenger, by its output column."""
+    sketches: Sketches = field(default_factory=Sketches)
+    """Distributions of the scores, and of the features in a sample of the rows."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _ScoredRows:
     dropped: int = 0
     """Rows that steps dropped, counted when the step returned."""
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    sketches: Sketches = field(default_factory=Sketches)
 
     @staticmethod
     def concat(parts: Sequence[_ScoredRows], schema: pa.Schema) -> _ScoredRows:
@@ -80,6 +85,7 @@ class _ScoredRows:
             Failures.merged([part.failures for part in parts]),
             sum(part.dropped for part in parts),
             reduce(merged, (part.agreements for part in parts), {}),
+            reduce(iadd, (part.sketches for part in parts), Sketches()),
         )
 
 
@@ -107,6 +113,8 @@ class Scorer:
         self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
         """Columns of the source in which the first operation finds infinite values."""
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
+        self._sketched_scores = self.recipe.score_columns if self.recipe.sketch_every else ()
+        self._sample_keys = np.empty(0, dtype=np.uint64)
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """Score the rows of ``batch``, in pieces that fit in memory.
@@ -121,6 +129,10 @@ class Scorer:
             operation.watch = Stopwatch()
             if batch.reasons:  # in a retry every row failed once already
                 operation.blame_rows_only()
+        if self.recipe.sketch_every > 1:
+            if len(self._sample_keys) < len(batch.row):
+                self._sample_keys = np.empty(len(batch.row), dtype=np.uint64)
+            sample_keys(batch.row, self._sample_keys[: len(batch.row)])
         rows, parts = Rows.from_table(batch.table), list[_ScoredRows]()
         start = 0
         while start < len(rows):
@@ -181,15 +193,41 @@ class Scorer:
         """Check the contract of the source, apply the operations in order, and assemble the output columns."""
         rows, rejected = rows.reject(check(rows.table, self._source_rules, skip_finite=self._in_matrix))
         parts, failures, dropped, agreements = [rows], [rejected], 0, dict[str, Agreement]()
+        sketches, features = Sketches(), list(self.recipe.sketched_features)
         for operation in self._operations:
             applied = [operation.apply(part) for part in parts]
+            if features and isinstance(operation, ScoreOperation):
+                with operation.watch:
+                    for part, result in zip(parts, applied, strict=True):
+                        self._sketch_features(sketches, part, result.failures, features)
+                    seen = {name for part in parts for name in part.table.column_names}
+                    features = [name for name in features if name not in seen]
             parts = [part for one in applied for part in one.parts]
             failures += [one.failures for one in applied]
             dropped += sum(one.dropped for one in applied)
             agreements = reduce(merged, (one.agreements for one in applied), agreements)
         with self._output_watch:
             output = Rows.concat([self._to_output(part) for part in parts], self._schema)
-        return _ScoredRows(output, Failures.merged(failures), dropped, agreements)
+            if self._sketched_scores:
+                scores = Rows(output.table.select(self._sketched_scores), output.position)
+                sketches.add(self._sample(scores, max(1, self.recipe.sketch_every // SCORES_PER_FEATURE)).table)
+        return _ScoredRows(output, Failures.merged(failures), dropped, agreements, sketches)
+
+    def _sketch_features(self, sketches: Sketches, rows: Rows, failures: Failures, features: Sequence[str]) -> None:
+        """Count the features of the sampled rows that a ``score`` step was given and did not reject."""
+        names = [name for name in features if name in rows.table.column_names]
+        chosen = self._sample(Rows(rows.table.select(names), rows.position), self.recipe.sketch_every)
+        if len(failures):
+            chosen = chosen.drop(np.flatnonzero(np.isin(chosen.position, failures.rows)))
+        sketches.add(chosen.table)
+
+    def _sample(self, rows: Rows, every: int) -> Rows:
+        """Return one of ``every`` rows, chosen by the number of the row in its file."""
+        if every <= 1:
+            return rows
+        chosen = np.flatnonzero(is_in_sample(self._sample_keys[rows.position], every=every))
+        # So few rows that the cost of each column counts.
+        return Rows(rows.table.take(chosen), rows.position[chosen])
 
     def _to_output(self, rows: Rows) -> Rows:
         """Return the columns of the output, in its schema."""
@@ -225,6 +263,7 @@ class Scorer:
             seconds_steps=self._seconds("steps"),
             seconds_score=self._seconds("score") + self._output_watch.seconds,
             agreements=scored.agreements,
+            sketches=scored.sketches,
         )
 
 

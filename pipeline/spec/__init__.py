@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Incremental,
         MapStep,
         Output,
+        ReportOptions,
         RunOptions,
         Score,
         ScoreStep,
@@ -41,6 +42,7 @@ __all__ = [
     "MapStep",
     "ModelRef",
     "Output",
+    "ReportOptions",
     "RunOptions",
     "Score",
     "ScoreStep",
@@ -59,8 +61,8 @@ __getattr__, __dir__ = lazy_face(
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",
         "parts": (
-            "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output RunOptions Score ScoreStep "
-            "SelectStep Sink Source"
+            "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions RunOptions "
+            "Score ScoreStep SelectStep Sink Source"
         ),
         "triggers": "ArrivalTrigger Trigger",
     },

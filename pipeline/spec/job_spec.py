@@ -45,6 +45,7 @@ from pipeline.spec.parts import (
     Hook,
     MapStep,
     Output,
+    ReportOptions,
     RunOptions,
     Score,
     ScoreStep,
@@ -74,7 +75,7 @@ __all__ = [
 AnyStep = MapStep | FilterStep | SelectStep | ScoreStep
 _STEPS: dict[str, type[SpecModel]] = {"map": MapStep, "filter": FilterStep, "select": SelectStep, "score": ScoreStep}
 STEP_KINDS = tuple(_STEPS)
-NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers"}
+NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report"}
 """Fields without influence on the output rows."""
 _KIND = "step"
 
@@ -184,6 +185,7 @@ class JobSpec(SpecModel):
     """Parameters and their defaults; ``-p NAME=VALUE`` overrides one. A null default makes the parameter required.
     ``${params.NAME}`` puts its value into any text."""
     run: RunOptions = RunOptions()
+    report: ReportOptions = ReportOptions()
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """Schedules and events on which a server submits the job; see docs/triggers.md."""
     hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()

@@ -460,6 +460,17 @@ class RunOptions(SpecModel):
     """Value of ``${run.date}``. Default: the date of submission, UTC."""
 
 
+class ReportOptions(SpecModel):
+    """Content of the report."""
+
+    distributions: bool = True
+    """Count the distributions of scores and features while they are scored, for the report and for comparisons of
+    jobs: of at least 16,384 rows for features and 524,288 for scores, all rows of smaller jobs; at most 32 columns in
+    all. Of a text column up to 256 values are stored with their counts. false: count nothing."""
+    show_values: bool = False
+    """Show values and messages of rejected rows in ``report.html``. They may be personal."""
+
+
 class FanOut(SpecModel):
     """One job per value: a parent, whose children are jobs of their own."""
 

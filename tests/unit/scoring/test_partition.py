@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.common.checksum import checksum_bytes
 from pipeline.common.rows import RowCounts
+from pipeline.common.sketch import Sketches
 from pipeline.errors import (
     DiskFull,
     InputChanged,
@@ -186,6 +187,21 @@ def test_receipt_agrees_with_the_files(make: Callable[..., StageRecipe], lake: L
     assert receipt.seconds.read > 0
     assert receipt.seconds.score > 0
     assert receipt.seconds.write > 0
+
+
+def test_receipt_has_the_distributions_of_its_rows(make: Callable[..., StageRecipe], lake: Lake) -> None:
+    recipe = make(sketch_every=1, filter="id != 7")
+    receipt = score_partition(recipe, make_partition(*lake.files))
+    root = Path(recipe.directory) / "rounds" / "0"
+    assert receipt.data is not None
+    written = Sketches()
+    written.add(pq.read_table(root / receipt.data.name).select([*recipe.sketched_features, *recipe.score_columns]))
+    stored = Receipt.from_json((root / "receipts" / "00000.json").read_bytes())
+    assert stored.sketches == receipt.sketches == written.pack()
+    apart = Sketches()
+    for number, file in enumerate(lake.files):
+        apart.add_packed(score_partition(recipe, make_partition(file, id=f"1000{number}")).sketches)
+    assert apart.pack() == written.pack()
 
 
 def test_rejects_say_where_they_are_from(make: Callable[..., StageRecipe], lake: Lake) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipeline.common.sketch import MOST_COLUMNS, Sketches, is_in_sample, sample_keys
 from pipeline.errors import BadPrediction, ModelError, OutOfMemory, ReconciliationFailed, SpecError, StepFailed
 from pipeline.models.model import Feature, ModelVersion
 from pipeline.plan.recipe import REJECT_COLUMNS, ColumnRule, MapRecipe
@@ -380,3 +381,56 @@ def test_rows_that_get_lost_or_doubled_inside_are_not_passed_off_as_filtered(
     monkeypatch.setattr(ScoreOperation, "apply", wrong)
     with pytest.raises(ReconciliationFailed, match="unaccounted"):
         score(table_of(10))
+
+
+def sketched(table: pa.Table) -> dict[str, Any]:
+    sketches = Sketches()
+    sketches.add(table)
+    return sketches.pack()
+
+
+class TestSketches:
+    @pytest.mark.parametrize("most_rows", [None, 3000])
+    def test_counts_are_those_of_the_rows_that_were_scored(self, most_rows: int | None) -> None:
+        table = table_of(8192 * 3)
+        rules = (ColumnRule("a", max=20_000),)
+        scored = score(table, Sum(most_rows=most_rows), source_rules=rules, sketch_every=1, batch_rows=8192)
+        assert scored.table.num_rows == 20_001
+        assert scored.sketches.pack() == sketched(scored.table.select(["a", "b", "prediction"]))
+
+    def test_a_row_that_the_model_rejects_is_not_counted(self) -> None:
+        scored = score(table_of(10), Sum(fails=lambda matrix: bool((matrix[:, 0] == 4).any())), sketch_every=1)
+        assert reasons(scored) == {4: "score:ValueError"}
+        assert scored.sketches.pack() == sketched(scored.table.select(["a", "b", "prediction"]))
+
+    def test_samples_depend_on_row_numbers_and_are_larger_for_scores(self) -> None:
+        table = table_of(8192 * 2)
+        scored = score(table, sketch_every=64)
+        sample = scored.table.filter(pa.array(is_in_sample(sample_keys(np.arange(table.num_rows)), every=64)))
+        expected = Sketches()
+        expected.add(sample.select(["a", "b"]))
+        more = scored.table.filter(pa.array(is_in_sample(sample_keys(np.arange(table.num_rows)), every=2)))
+        expected.add(more.select(["prediction"]))
+        assert scored.sketches.pack() == expected.pack()
+
+    def test_features_that_a_step_makes_and_the_output_drops(self) -> None:
+        def twice(frame: pd.DataFrame) -> pd.DataFrame:
+            return frame.assign(a=frame["a"] * 2)
+
+        table = table_of(100)
+        steps = [Step("m:twice", twice)]
+        scored = scorer_of(table, steps=steps, keep=("id",), sketch_every=1).score_batch(make_batch(table))
+        doubled = table.set_column(1, "a", pa.array(np.arange(100) * 2.0)).select(["a", "b"])
+        expected = Sketches()
+        expected.add(doubled)
+        expected.add(scored.table.select(["prediction"]))
+        assert scored.sketches.pack() == expected.pack()
+
+    def test_columns_have_a_limit_and_scores_come_first(self) -> None:
+        names = [f"f{number}" for number in range(50)]
+        version = replace(VERSION, features=tuple(map(Feature, names)))
+        table = pa.table({name: np.ones(5, np.float32) for name in names})
+        recipe = make_recipe(version, table.schema, keep=(), sketch_every=1)
+        assert recipe.sketched_features == tuple(names[: MOST_COLUMNS - 1])
+        assert make_recipe(version, table.schema).sketched_features == ()
+        assert score(table_of(5)).sketches.pack() == {}
