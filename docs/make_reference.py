@@ -29,6 +29,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "storage": "{'s3://lake': {key: env:LAKE_KEY, secret: env:LAKE_SECRET}}",
         "params": '{day: "2026-01-01", threshold: 0.5}',
         "run": '{date: "2026-01-01"}',
+        "report": "{show_values: true}",
         "fan_out": "{by: country}",
         "hooks": "[{when: [failure], command: [notify-send, it failed]}]",
         "triggers": '[{cron: "30 2 * * *", time_zone: Europe/Berlin}]',
@@ -42,6 +43,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "incremental": "true",
     },
     "Incremental": {"on_model_change": "all"},
+    "ReportOptions": {"distributions": "false", "show_values": "true"},
     "Trigger": {
         "name": "nightly",
         "cron": '"30 2 * * *"',

@@ -144,6 +144,7 @@ def report(
     from pathlib import Path
 
     from pipeline.jobs.layout import REPORT_PAGE
+    from pipeline.report.distributions import sketches_of
     from pipeline.report.html.page import previous_job, report_page
 
     found = _find(job, directory)
@@ -152,7 +153,8 @@ def report(
         found,
         current_report(found),
         before=current_report(earlier) if earlier is not None else None,
-        shows_values=values,
+        baseline=sketches_of(earlier) if earlier is not None else None,
+        shows_values=values or found.plan.spec.report.show_values,
     )
     if output is None and not found.store.is_local:
         output = f"{found.id}.html"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pipeline.common.sketch import Sketches
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.execution.clusters import ClusterAdapter, describe_start
@@ -18,6 +19,7 @@ from pipeline.jobs.lease import Lease
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.status import Status, status_after
 from pipeline.report.build import make_report
+from pipeline.report.distributions import write_sketches
 from pipeline.report.report import Report
 from pipeline.settings import Settings
 
@@ -69,6 +71,8 @@ class JobRun:
     callbacks: tuple[Callback, ...]
     started: float = field(default_factory=time.monotonic, init=False)
     """Start of the run, by the monotonic clock."""
+    sketches: Sketches | None = field(default=None, init=False)
+    """Distributions of the job's columns, once its report is made."""
 
     def set_status(self, status: Status, *, reason: str = "", error: PipelineError | None = None) -> None:
         """Record a new status and notify the callbacks.
@@ -100,7 +104,10 @@ class JobRun:
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
     ) -> Report:
         """Return the report of a run that ends with ``status``."""
-        return make_report(self.job, ledger=ledger, status=status, seconds=time.monotonic() - self.started, error=error)
+        if ledger is not None:
+            self.sketches = ledger.sketches()
+        seconds = time.monotonic() - self.started
+        return make_report(self.job, ledger=ledger, status=status, seconds=seconds, error=error, sketches=self.sketches)
 
     def finish(self, report: Report, *, reason: str = "", error: PipelineError | None = None) -> Report:
         """Store ``report``, set its status and notify the callbacks of the end.
@@ -122,6 +129,8 @@ class JobRun:
     def _write_report(self, report: Report) -> None:
         """Store ``report``. After a success, an error is only logged: the output is published, with or without it."""
         try:
+            if self.sketches is not None:
+                write_sketches(self.job, self.sketches)
             self.job.write_report(report.to_dict())
         except (PipelineError, OSError) as error:
             if not Status(report.status).is_success:
@@ -139,7 +148,7 @@ class JobRun:
         try:
             from pipeline.report.html.page import write_page
 
-            write_page(self.job, report, ledger=self.page_ledger())
+            write_page(self.job, report, ledger=self.page_ledger(), sketches=self.sketches)
         except Exception:
             logger.warning("report.html of job %s could not be written", self.job.id, exc_info=True)
 

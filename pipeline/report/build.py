@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.common.agreement import BUCKETS, Agreement
 from pipeline.common.reasons import Reason
 from pipeline.common.rows import QuarantinedFile, RowCounts
+from pipeline.common.sketch import Sketches
 from pipeline.common.step_code import digests_of
 from pipeline.common.units import format_count, plural, utc_now
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
@@ -32,6 +33,7 @@ from pipeline.models.registry.alias_watch import alias_change_warnings
 from pipeline.plan.describe import input_text, skew
 from pipeline.plan.plan import Plan
 from pipeline.plan.recipe import AnyScore
+from pipeline.report.distributions import distributions_of, score_columns, sketches_of
 from pipeline.report.estimate import compare_with_actual
 from pipeline.report.figures import (
     BatchRows,
@@ -133,6 +135,7 @@ def make_report(
     retries: int | None = None,
     warnings: Sequence[str] = (),
     error: PipelineError | None = None,
+    sketches: Sketches | None = None,
 ) -> Report:
     """Return the report of a finished or unfinished job, from its directory.
 
@@ -141,6 +144,7 @@ def make_report(
     :param seconds: wall time of the running driver; the time of earlier drivers is added. Default: time of all
         drivers, from the events.
     :param retries: repeated attempts. Default: counted in the events.
+    :param sketches: distributions of the job's columns, if already read.
     """
     if job.record.children:
         return _sum_children(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
@@ -174,6 +178,7 @@ def make_report(
         devices=device_uses(totals.devices, events),
         shadows=shadow_uses(plan, totals.agreements),
         model_loads=totals.model_loads,
+        distributions=distributions_of(sketches or sketches_of(job, ledger), score_columns(job)),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
         next=_next(

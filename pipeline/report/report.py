@@ -16,6 +16,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
 from pipeline.models.engines import DEVICE_ENGINE
+from pipeline.report.distributions import Distribution
 from pipeline.report.estimate import EstimateComparison
 from pipeline.report.figures import (
     BatchRows,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
-_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads", "culprit", "running")
+_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads", "distributions", "culprit", "running")
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
@@ -138,6 +139,8 @@ class Report:
     """Challengers (``score.shadow``). Without any, left out of JSON."""
     model_loads: int = 0
     """Loads of models by key (``score.by``) into memory. Without any, left out of JSON."""
+    distributions: tuple[Distribution, ...] = ()
+    """Distributions of scores and features, the scores first. Without any, left out of JSON."""
 
     culprit: str = ""
     """Partition that failed the job, with its input rows. Empty without one, and left out of JSON."""
@@ -175,6 +178,7 @@ class Report:
             "next": list(self.next),
             **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
             **({"shadows": [asdict(shadow) for shadow in self.shadows]} if self.shadows else {}),
+            **({"distributions": [asdict(one) for one in self.distributions]} if self.distributions else {}),
             "rows_per_second": round(self.rows_per_second, 1),
         }
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
@@ -211,6 +215,7 @@ class Report:
                 "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
                 "running": RunningFigures(**record["running"]) if record.get("running") else None,
                 "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
+                "distributions": tuple(map(Distribution.from_dict, record.get("distributions", ()))),
             }
         )
 
@@ -361,6 +366,7 @@ def _fields(report: Report) -> dict[str, str]:
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
         "shadow": "; ".join(shadow.text() for shadow in report.shadows),
+        "scores": "; ".join(one.text() for one in report.distributions if one.is_score),
         "loads": f"models by key were loaded {report.model_loads:,} times" if report.model_loads else "",
         "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",

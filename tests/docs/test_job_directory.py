@@ -7,10 +7,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.sketch import Sketches
 from pipeline.events import PartitionEnded, ProgressMade, notify
 from pipeline.execution.task_set import WorkerClass, file_name, save_batch_size
 from pipeline.jobs.cancellation import CancelRequest
@@ -20,6 +22,7 @@ from pipeline.jobs.progress_file import ProgressRecord, write_progress
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.build import make_report
+from pipeline.report.distributions import write_sketches
 from pipeline.report.estimate import make_estimate, write_estimate
 from pipeline.report.html.page import write_page
 from pipeline.report.job_log import record_log
@@ -52,6 +55,9 @@ def directory(tmp_path: Path) -> JobDirectory:
         report = make_report(directory)
         directory.write_report(report.to_dict())
         write_page(directory, report)
+        sketches = Sketches()
+        sketches.add(pa.table({"score": [0.5], "plan": ["basic"]}))
+        write_sketches(directory, sketches)
     with suppress(ValueError), record_log(directory.store, epoch=1) as log:
         notify((log,), PartitionEnded("small-1", 0, "00000", "done", worker="node7:1"))
         raise ValueError("for its traceback")
@@ -82,6 +88,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         (".batch-rows-&lt;model&gt;-&lt;memory&gt;-&lt;threads&gt;.json", "batch.json"),
         ("report.json", "report.json"),
         ("progress.json", "progress.json"),
+        ("sketches.json", "sketches.json"),
         ("probe.json", "probe.json"),
     ],
 )

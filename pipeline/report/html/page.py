@@ -15,6 +15,7 @@ import jinja2
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact, redact_values
+from pipeline.common.sketch import Sketches, sample_every
 from pipeline.common.units import format_bytes, format_count, format_seconds
 from pipeline.errors import StepFailed, TooManyRejects
 from pipeline.jobs import layout
@@ -23,8 +24,10 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.status import Status
+from pipeline.report.distributions import score_columns, sketches_of
 from pipeline.report.html import charts
 from pipeline.report.html.charts import Chart
+from pipeline.report.html.distributions import distribution_rows
 from pipeline.report.html.spans import Span, Spans, receipts_of
 from pipeline.report.rejects import RejectSummary, summarise
 from pipeline.report.report import Report
@@ -65,14 +68,19 @@ def report_page(
     *,
     ledger: Ledger | None = None,
     before: Report | None = None,
+    sketches: Sketches | None = None,
+    baseline: Sketches | None = None,
     shows_values: bool = False,
 ) -> str:
     """Return the HTML report of a finished or unfinished job.
 
     :param ledger: ledger of a job without children, if already read.
     :param before: report of an earlier job, to compare with.
+    :param sketches: distributions of the job's columns, if already read.
+    :param baseline: distributions of the earlier job.
     :param shows_values: True: examples of rejected rows have their messages and values. They may be personal.
     """
+    sketches = sketches if sketches is not None else sketches_of(job, ledger)
     ledger = ledger if ledger is not None or job.record.children else job.ledger()
     spans, files = _spans_and_files(receipts_of(job, ledger))
     events = job.events.read()
@@ -91,6 +99,9 @@ def report_page(
         changes=_changes(report, before) if before is not None else (),
         before=before,
         events=_events(events),
+        distributions=distribution_rows(sketches, score_columns(job), baseline=baseline),
+        baseline=baseline,
+        sampled=sample_every(job.plan.rows),
         output=_output(job, report),
         spec=dump_text(redact_values(job.plan.spec.to_dict())),
         facts=_facts(report, job),
@@ -98,9 +109,13 @@ def report_page(
     )
 
 
-def write_page(job: JobDirectory, report: Report, *, ledger: Ledger | None = None) -> None:
+def write_page(
+    job: JobDirectory, report: Report, *, ledger: Ledger | None = None, sketches: Sketches | None = None
+) -> None:
     """Write ``report.html`` of a job beside its ``report.json``."""
-    job.store.replace(layout.REPORT_PAGE, report_page(job, report, ledger=ledger).encode())
+    shows_values = job.plan.spec.report.show_values
+    page = report_page(job, report, ledger=ledger, sketches=sketches, shows_values=shows_values)
+    job.store.replace(layout.REPORT_PAGE, page.encode())
 
 
 def previous_job(job: JobDirectory) -> JobDirectory | None:
@@ -129,6 +144,7 @@ def _template() -> jinja2.Template:
         "exact": lambda value: f"{value:,}",
         "bytes": format_bytes,
         "seconds": format_seconds,
+        "short": lambda value: f"{value:.4g}",
     }
     return environment.get_template("page.html.j2")
 

@@ -127,14 +127,14 @@ class CountedBook(SpooledReceipts):
         return super()._give(kept)
 
 
-def test_the_end_of_a_job_looks_at_each_receipt_twice(directory: JobDirectory, job: SmallJob) -> None:
+def test_the_end_of_a_job_looks_at_each_receipt_three_times(directory: JobDirectory, job: SmallJob) -> None:
     receipts = CountedBook(write_receipts(directory, job))
     ledger = directory.ledger(receipts)
     assert ledger.rows.rejected == 7
     manifest = directory.manifests.prepare(ledger)
     report = make_report(directory, ledger=ledger, status=Status.SUCCEEDED_WITH_WARNINGS)
     assert (manifest.rows, report.rows) == (ledger.rows, ledger.rows)
-    assert receipts.reads == 2 * len(receipts), "once for the sums, once for the list of files"
+    assert receipts.reads == 3 * len(receipts), "once each for the sums, the distributions and the list of files"
 
 
 def test_report_of_a_finished_job(tmp_path: Path, directory: JobDirectory, job: SmallJob) -> None:

@@ -5,12 +5,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.errors import PipelineError, TooManyRejects
+from pipeline.common.sketch import Sketches
+from pipeline.errors import PipelineError, StateCorrupt, TooManyRejects
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
+from pipeline.report.distributions import read_sketches, write_sketches
 from pipeline.report.html.page import report_page, write_page
 from pipeline.report.html.spans import receipts_of
 from pipeline.testing.jobs import REASON, small_job, write_receipts
@@ -144,3 +148,39 @@ def test_an_error_of_the_page_fails_no_job(job, monkeypatch, caplog):
     monkeypatch.setattr("pipeline.report.html.page.write_page", fails)
     JobRun._write_page(type("Run", (), {"job": job, "page_ledger": lambda self: None})(), make_report(job))
     assert "report.html of job small-1 could not be written" in caplog.text
+
+
+class TestDistributions:
+    def sketches(self, shift: float = 0.0) -> Sketches:
+        numbers, sketches = np.random.default_rng(1), Sketches()
+        plans = pa.array(["basic", "<gold>", "basic", None] * 250)
+        sketches.add(
+            pa.table({"score": numbers.random(1000), "age": numbers.normal(40 + shift, 9, 1000), "plan": plans})
+        )
+        return sketches
+
+    def test_each_column_has_a_picture_and_its_figures(self, job):
+        text, page = page_of(job, sketches=self.sketches())
+        assert text.count('<svg class="small"') == 3
+        assert "basic 50.0%, <gold> 25.0%" in page.texts
+        assert "PSI" not in page.texts
+
+    def test_drift_from_the_job_before_is_named(self, job):
+        text, page = page_of(job, sketches=self.sketches(shift=9), baseline=self.sketches(), before=make_report(job))
+        assert "PSI" in page.texts
+        assert text.count('class="before"') == 3
+        age = page.texts[page.texts.index("age") :]
+        assert float(age[7]) > 0.5  # mean, three quantiles, null, not finite, PSI
+        assert 0.3 < float(age[8]) < 0.5
+
+    def test_they_are_stored_beside_the_report_and_left_out_without_any(self, job, monkeypatch):
+        assert "Distributions" not in page_of(job)[1].texts
+        write_sketches(job, self.sketches())
+        monkeypatch.setattr(JobDirectory, "is_ended", True)
+        assert "Distributions" in page_of(job)[1].texts
+        stored = read_sketches(job)
+        assert stored is not None
+        assert stored.pack() == self.sketches().pack()
+        job.store.replace("sketches.json", b"{")
+        with pytest.raises(StateCorrupt, match=r"sketches\.json"):
+            read_sketches(job)
