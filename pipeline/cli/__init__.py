@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.cli import chaos, gc, inspect, models, plan, run, serve, submit, triggers, watch
+from pipeline.cli import chaos, dashboard, gc, inspect, models, plan, run, serve, submit, triggers, watch
 from pipeline.cli.options import JSON, VERBOSITY, json_text, tell
 from pipeline.common.secrets import mask_streams, redact
 from pipeline.errors import PipelineError, SpecError, StepFailed
@@ -171,6 +171,7 @@ for _command in (
     inspect.list_command,
     inspect.status,
     inspect.report,
+    dashboard.dashboard,
     inspect.verify,
     inspect.rejects,
     triggers.triggers,

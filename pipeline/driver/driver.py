@@ -17,6 +17,7 @@ from pipeline.common.secrets import redact
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
+from pipeline.driver.live_job import LiveJob
 from pipeline.driver.outcome import Outcome, outcome
 from pipeline.driver.prepare import requested_device
 from pipeline.driver.quarantine import open_quarantine_round
@@ -27,6 +28,7 @@ from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStart
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands, supply_of
 from pipeline.execution.clusters.devices import options_on, options_with
+from pipeline.execution.dashboard_page import LivePage
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.health import DispatchPolicy
 from pipeline.execution.placement import Placement, Reports, place
@@ -68,6 +70,9 @@ class Driver(JobRun):
     """Workers that may take partitions; known once they are connected."""
     device_memory: float | int | str = field(default=DEVICE_MEMORY, init=False)
     """Share of the free memory of a GPU, or a size, that batches may use."""
+
+    live: LiveJob | None = field(default=None, init=False)
+    """The job's page on the dashboard; None before workers are connected."""
 
     @cached_property
     def alias_monitor(self) -> AliasMonitor:
@@ -169,8 +174,7 @@ class Driver(JobRun):
         # Nothing runs yet, so a stop has nothing to wait for.
         with stop_checks(self._check_stop), self._client(plan) as client:
             self._check_stop()
-            if cluster is not None:
-                self.record_cluster(client)
+            self.live = LiveJob(self.record_cluster(client) if cluster is not None else LivePage(client))
             self.set_status(Status.RUNNING, reason=f"workers are there; {partitions_left(len(pending))}")
             while pending and not self.stop.is_requested:
                 pending = self.dispatch(client, pending)
@@ -198,6 +202,8 @@ class Driver(JobRun):
         )
         self.progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
         self.progress.start(notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks))
+        if self.live is not None:
+            self.live.start(self.job, self.ledger, self.progress.tally)
         try:
             with self.task_set.learned_batches(client):
                 for receipt in self._dispatcher(client).run(pending):
@@ -215,6 +221,9 @@ class Driver(JobRun):
             if is_probe or open_quarantine_round(self.job, self.ledger, error, epoch=self.lease.epoch) is None:
                 raise
             return self._pending()
+        finally:
+            if self.live is not None:
+                self.live.finish()
         return ()
 
     @contextmanager
@@ -304,14 +313,20 @@ class Driver(JobRun):
         self.task_set.adapt_batch(result)
         event = notify_attempt_finished(self.job, result, round=self.task_set.round.number, callbacks=self.callbacks)
         self.progress.ended(event)
+        if self.live is not None:
+            self.live.ended(result)
 
     def advanced(self, running: Sequence[RunningPartition], /) -> None:
         """Report progress inside partitions, and store it for other processes."""
         self.progress.advanced(running)
+        if self.live is not None:
+            self.live.send(running)
 
     def mitigation(self, mitigation: Mitigation, /) -> None:
         """Record an action against a straggler."""
         self.job.events.append("straggler", **asdict(mitigation))
+        if self.live is not None:
+            self.live.add_event({"event": "straggler", **asdict(mitigation)})
 
     def poll(self) -> None:
         """Check the alias of the model."""

@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.execution.clusters import ClusterAdapter, describe_start
 from pipeline.execution.clusters.client import SharedCluster, cluster_ready
+from pipeline.execution.dashboard_page import LivePage
 from pipeline.jobs.cancellation import Stop
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Lease
@@ -94,11 +95,17 @@ class JobRun:
         reason = f"driver {self.lease.epoch} on {self.lease.holder.host} starts"
         self.set_status(Status.PROVISIONING, reason=f"{reason}: {workers}" if workers else reason)
 
-    def record_cluster(self, client: Any) -> None:
-        """Record the workers that are connected, with their dashboard, and notify the callbacks."""
-        event = cluster_ready(client, job=self.job.id)
+    def record_cluster(self, client: Any) -> LivePage:
+        """Record the workers that are connected, with their dashboard, and notify the callbacks.
+
+        :returns: the page of jobs on the dashboard.
+        """
+        page = LivePage(client)
+        page.install()
+        event = cluster_ready(client, job=self.job.id, page=page.url)
         self.job.events.append("cluster", workers=event.workers, threads=event.threads, dashboard=event.dashboard)
         notify(self.callbacks, event)
+        return page
 
     def make_report(
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None

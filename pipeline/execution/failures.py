@@ -114,6 +114,11 @@ class LeaveToDask:
 Decision = Retry | Fail | Split | Isolate
 
 
+def is_worker_loss(reason: str) -> bool:
+    """True if an attempt with this reason ended with its worker."""
+    return reason.removeprefix("isolated: ") in (*_LOSSES.values(), _OOM, _OOM_AGAIN) or reason.endswith(_DEATHS)
+
+
 def classify(error: BaseException) -> FailureKind:
     """Return the kind of an error that ended an attempt."""
     return next((kind for types, kind in _KINDS if isinstance(error, types)), FailureKind.USER_CODE)
@@ -154,14 +159,16 @@ def after_worker_loss(
         is_stuck = crash_count > MAX_CRASHES + attempts
         return Fail(stuck(partition, crash_count)) if is_stuck else LeaveToDask(_LOSSES[cause])
     if cause is LossCause.MEMORY and oom_count < MAX_OOM_KILLS:
-        return Split("worker killed for memory")
+        return Split(_OOM)
     if cause is LossCause.MEMORY:
-        return Isolate("worker killed for memory again")
+        return Isolate(_OOM_AGAIN)
     if cause is LossCause.CRASH and crash_count >= MAX_CRASHES:
-        return Isolate(f"{crash_count} workers died while it was executing")
+        return Isolate(f"{crash_count}{_DEATHS}")
     return LeaveToDask(_LOSSES[cause])
 
 
+_OOM, _OOM_AGAIN = "worker killed for memory", "worker killed for memory again"
+_DEATHS = " workers died while it was executing"
 _LOSSES = {
     LossCause.MEMORY: "its worker ran out of memory",
     LossCause.CRASH: "its worker died",

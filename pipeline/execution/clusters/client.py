@@ -92,11 +92,14 @@ def module_version(name: str) -> str:
         return ""
 
 
-def cluster_ready(client: Any, *, job: str) -> ClusterReady:
-    """Return the event about the workers that are connected now."""
+def cluster_ready(client: Any, *, job: str, page: str) -> ClusterReady:
+    """Return the event about the workers that are connected now.
+
+    :param page: URL of the page of jobs on the dashboard; empty without it.
+    """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     threads = sum(int(worker["nthreads"]) for worker in workers)
-    return ClusterReady(job, len(workers), threads, dashboard_url(client))
+    return ClusterReady(job, len(workers), threads, page or dashboard_url(client))
 
 
 def dashboard_url(client: Any) -> str:

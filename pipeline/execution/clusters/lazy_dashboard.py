@@ -11,6 +11,8 @@ from typing import Any
 
 from tornado import web
 
+from pipeline.execution.dashboard_page import add_link
+
 PREFIX = "/"
 """URL prefix of the scheduler's pages, distributed's default."""
 
@@ -47,3 +49,4 @@ class _FirstVisit(web.RequestHandler):
         pages = await loop.run_in_executor(None, import_module, "distributed.dashboard.scheduler")
         pages.connect(site, self._scheduler.http_server, self._scheduler, prefix=PREFIX)
         site.applications.remove(self.application)
+        add_link(self._scheduler)

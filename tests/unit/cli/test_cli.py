@@ -57,6 +57,7 @@ COMMANDS = [
     "list",
     "status",
     "report",
+    "dashboard",
     "verify",
     "rejects",
     "triggers",

@@ -1,0 +1,70 @@
+"""The live page in a browser: its numbers are those of the receipts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from pipeline.cli.dashboard import make_server
+from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.status import Status
+from pipeline.settings import Settings
+from pipeline.testing.jobs import small_job, write_receipts
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobDirectory:
+    small = small_job(tmp_path, sink=str(tmp_path / "out"), bad_every=10)
+    directory = JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+    directory.set_status(Status.RUNNING)
+    directory.events.append("partition", partition="00000", outcome="retry", attempt=1, reason="its worker died")
+    write_receipts(directory, small)
+    JobDirectory.create(tmp_path / "jobs", small.plan, job="queued-1").set_status(Status.QUEUED)
+    return directory
+
+
+@pytest.fixture
+def site(tmp_path: Path, job: JobDirectory) -> Iterator[str]:
+    server = make_server(Settings(directory=str(tmp_path / "jobs")), port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_numbers_on_the_page_are_those_of_the_receipts(site: str, job: JobDirectory, tmp_path: Path) -> None:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", f"{site}/pipeline"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    figures = {name: int(text.replace(",", "")) for name, text in re.findall(r'data-figure="(\w+)">([\d,]+)<', shown)}
+    ledger = job.ledger()
+    assert figures["rows_done"] == sum(receipt.rows.input for receipt in ledger.done)
+    assert figures["rejected"] == ledger.rows.rejected > 0
+    assert (figures["done"], figures["running"], figures["lost_workers"]) == (len(ledger.done), 0, 1)
+    for reason, rows in ledger.reasons.items():
+        assert f'<td>{reason}</td><td class="n">{rows:,}</td>' in shown
+    assert "queued-1" in shown
+    assert "QUEUED" in shown
+
+
+def test_server_answers_for_this_machine_only(site: str) -> None:
+    """A page of the web could make its own name point to 127.0.0.1 and read the figures."""
+    assert json.load(urlopen(f"{site}/pipeline.json"))["jobs"][0]["job"] == "small-1"
+    with pytest.raises(HTTPError) as caught:
+        urlopen(Request(f"{site}/pipeline.json", headers={"Host": "evil.example:80"}))
+    assert caught.value.code == 403
+    caught.value.close()
