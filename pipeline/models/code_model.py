@@ -13,6 +13,7 @@ from pipeline.errors import SpecError
 from pipeline.models.flavors import MAX_BYTES, find_flavor
 from pipeline.models.flavors.python import CODE, FILES
 from pipeline.models.flavors.python_archive import archive_of
+from pipeline.models.flavors.torch import is_factory
 from pipeline.models.folders import copy_files, is_folder, list_files
 from pipeline.models.model import ModelVersion
 from pipeline.storage.store import open_store
@@ -25,13 +26,17 @@ def resolve_code(
     files: Sequence[str] = (),
     cache: str = "",
     limit: int = MAX_BYTES,
+    flavor: str | None = None,
 ) -> ModelVersion:
     """Return the version of the model that ``module:Class`` is now, with its files.
+
+    With one file of weights in safetensors, it is a factory of a module of PyTorch.
 
     :param import_paths: folders from which its modules are imported.
     :param files: paths or URLs of files and folders for ``load``.
     :param cache: folder or URL where workers read the code.
     :param limit: largest size of the files, in bytes.
+    :param flavor: ``python`` or ``torch``. Default: as the files are.
     :raises StepFailed: if the code cannot be imported.
     :raises ModelError: if it is no model, or a file is missing.
     """
@@ -57,7 +62,8 @@ def resolve_code(
             places[known] = f"{base}/{name}" if name else path
     folder = copy_files(places, limit=limit, where=entrypoint)
     name = entrypoint.rpartition(":")[2].rpartition(".")[2]
-    version = find_flavor("python").inspect(entrypoint, folder, name=name, allow_code=True)
+    kind = "torch" if is_factory(folder.names) and flavor != "python" else "python"
+    version = find_flavor(kind).inspect(entrypoint, folder, name=name, allow_code=True)
     # The code is the job's own, as that of its steps.
     return replace(version, runs_code=None)
 

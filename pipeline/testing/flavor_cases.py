@@ -338,6 +338,45 @@ def _mlflow_pyfunc(folder: Path) -> FlavorCase:
     return FlavorCase("mlflow", path, frame, values, "code", options={"allow_code": True})
 
 
+def torch_factory(folder: Path) -> FlavorCase:
+    """Return weights in safetensors, for a module that a factory makes."""
+    import safetensors.torch
+
+    module, frame, expected = _torch_network()
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(module.state_dict(), path)
+    options = {"model_files": str(path)}
+    entrypoint = "pipeline.testing.torch_models:network"
+    return FlavorCase(
+        "torch", Path(), frame, {"prediction": expected}, "exact or fixed", options=options, entrypoint=entrypoint
+    )
+
+
+def torch_program(folder: Path) -> FlavorCase:
+    """Return a program that was exported with any number of rows."""
+    import torch
+
+    module, frame, expected = _torch_network()
+    shapes = ({0: torch.export.Dim("rows")},)
+    program = torch.export.export(module, (torch.zeros(2, 8),), dynamic_shapes=shapes)
+    path = folder / "model.pt2"
+    torch.export.save(program, path)
+    return FlavorCase("torch", path, frame, {"prediction": expected}, "exact or fixed", options={"allow_code": True})
+
+
+def _torch_network() -> tuple[Any, pd.DataFrame, np.ndarray]:
+    import torch
+
+    from pipeline.testing.torch_models import Network
+
+    torch.manual_seed(5)
+    module = Network().eval()
+    rows = np.random.default_rng(6).normal(size=(ROWS, 8)).astype(np.float32)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(rows)).numpy()
+    return module, pd.DataFrame(rows, columns=[f"f{index}" for index in range(8)]), expected
+
+
 CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "lightgbm": lightgbm_binary,
     "lightgbm, three classes": lightgbm_multiclass,
@@ -350,5 +389,7 @@ CASES: dict[str, Callable[[Path], FlavorCase]] = {
     "catboost": catboost_classifier,
     "python": python_class,
     "mlflow": mlflow_pyfunc,
+    "torch, factory": torch_factory,
+    "torch, program": torch_program,
 }
 """A model of each kind, by name."""

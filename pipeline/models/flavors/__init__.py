@@ -16,6 +16,7 @@ from pipeline.models.flavors.detect import (
     HEAD_BYTES,
     MAX_BYTES,
     archive_names,
+    is_torch_program,
     pickle_kind,
     read_model,
     refused_pickle,
@@ -29,6 +30,7 @@ __all__ = ["BUILT_IN", "MAX_BYTES", "Flavor", "detect", "detect_bytes", "find_fl
 BUILT_IN = {
     "xgboost": "pipeline.models.flavors.xgboost:FLAVOR",
     "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
+    "torch": "pipeline.models.flavors.torch:FLAVOR",
     "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
     "onnx": "pipeline.models.flavors.onnx:FLAVOR",
     "catboost": "pipeline.models.flavors.catboost:FLAVOR",
@@ -100,11 +102,11 @@ def detect_bytes(data: bytes, *, where: str = "", flavor: str = "auto", allow_co
     :raises RefusedForSafety: for a pickle, under any file name, unless code is allowed.
     :raises ModelError: when the format is unknown, or not that of ``flavor``.
     """
-    head = data[:HEAD_BYTES]
-    kind = pickle_kind(head)
+    head, names = data[:HEAD_BYTES], archive_names(data)
+    # A program of PyTorch has pickles among its files; its flavor refuses it, and says what to save instead.
+    kind = "" if is_torch_program(names) else pickle_kind(head)
     if kind and not allow_code:
         raise refused_pickle(kind, where=where)
-    names = archive_names(data)
     offered = BUILT_IN if flavor == "auto" else (flavor,)
     found = next((name for name in offered if find_flavor(name).accepts(head, names)), None)
     if found is None:

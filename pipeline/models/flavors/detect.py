@@ -54,6 +54,11 @@ def archive_names(data: bytes) -> tuple[str, ...]:
     return ()
 
 
+def is_torch_program(names: tuple[str, ...]) -> bool:
+    """Return True for the files of an archive that ``torch.export.save`` wrote."""
+    return all(any(name.endswith(end) for name in names) for end in ("archive_format", "models/model.json"))
+
+
 def unknown_format(data: bytes, *, where: str) -> ModelError:
     """Return the error for a file that no flavor accepts."""
     head = data[:HEAD_BYTES]

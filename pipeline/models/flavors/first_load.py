@@ -186,6 +186,8 @@ def complete(described: Described) -> ModelVersion:
         )
     if described.is_declared or not outputs:
         outputs = described.outputs
+    elif described.outputs:
+        outputs = tuple(_as_declared(output, described.outputs) for output in outputs)
     widths = {output.kind: output.width for output in outputs}
     return replace(
         version,
@@ -194,6 +196,24 @@ def complete(described: Described) -> ModelVersion:
         margins=widths.get("margin", widths.get("prediction", 1)),
         promise=promise,
     )
+
+
+def _as_declared(output: OutputType, declared: Sequence[OutputType]) -> OutputType:
+    """Return an output that the model gave with its declared names, or as the declared list.
+
+    :raises BadPrediction: if it declares another width or type.
+    """
+    same = next((one for one in declared if one.kind == output.kind), None)
+    if same is None or not (same.names or same.is_list):
+        return output
+    if (same.type, same.width) != (output.type, output.width):
+        raise BadPrediction(
+            "the model did not return what it declares",
+            found=f"{output.width} of type {output.type}",
+            expected=f"{same.width} of type {same.type}",
+            next_step="fix the model, or what it declares in outputs",
+        )
+    return same
 
 
 def _outputs(

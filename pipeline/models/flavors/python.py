@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect as reflection
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -84,22 +85,33 @@ def load(version: ModelVersion, data: ModelData, *, threads: int | None = None) 
     return PythonPredictor(version, _load_model(version, data), threads=threads or version.threads or threads_wanted())
 
 
-def _load_model(version: ModelVersion, data: ModelData) -> Any:
-    """Return the object, or the function, and load its files."""
-    is_folder = isinstance(data, ModelFolder)
+def import_model(version: ModelVersion, data: ModelData, *, with_files: bool = False) -> Any:
+    """Import the object, class or function of an archive with exactly its sources.
+
+    :param with_files: True: make an object of a class, and call its ``load`` with the other files.
+    """
     archive = PythonArchive.from_bytes(data.read(CODE) if isinstance(data, ModelFolder) else data, where=version.uri)
     # No such folder is there: the sources come from memory, and messages name it.
     folder = f"{data.path if isinstance(data, ModelFolder) else ''}/{version.digest[:12]}.zip"
     modules = StepModules(archive.steps(folder), import_paths=(folder,), sources=archive.sources)
-    files = {}
-    if isinstance(data, ModelFolder):
-        files = {name.removeprefix(FILES): data.local(name) for name in data.names if name.startswith(FILES)}
     with modules.activated():
         model: Any = _unpickled(archive.pickled, version) if archive.pickled else modules.function(archive.entrypoint)
-        if isinstance(model, type):
+        if with_files and isinstance(model, type):
             model = _called(model, version, "the class of the model cannot be made")
-        if hasattr(model, "load") and (is_folder or not archive.pickled):
-            _called(lambda: model.load(files), version, "load of the model failed")
+        if with_files and hasattr(model, "load") and not archive.pickled:
+            _called(lambda: model.load(_paths(data)), version, "load of the model failed")
+    return model
+
+
+def _paths(data: ModelData) -> dict[str, Path]:
+    if not isinstance(data, ModelFolder):
+        return {}
+    return {name.removeprefix(FILES): data.local(name) for name in data.names if name.startswith(FILES)}
+
+
+def _load_model(version: ModelVersion, data: ModelData) -> Any:
+    """Return the object, or the function, with its files loaded."""
+    model = import_model(version, data, with_files=True)
     if not callable(getattr(model, "predict", model)):
         raise ModelError("not a model", where=version.uri, found=type(model).__name__, expected=_EXPECTED)
     return model

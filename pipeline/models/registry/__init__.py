@@ -117,7 +117,9 @@ def resolve(
     :raises RefusedForSafety: for a pickle.
     """
     if ref.is_code:
-        return resolve_code(ref.text, import_paths=import_paths, files=model_files, cache=cache, limit=limit)
+        return resolve_code(
+            ref.text, import_paths=import_paths, files=model_files, cache=cache, limit=limit, flavor=flavor
+        )
     if not ref.is_file:
         return open_registry(registry, cache=cache).resolve(ref, allow_code=allow_code)
     if is_folder(ref.text):

@@ -118,6 +118,7 @@ class TestSpecialFiles:
         assert Settings.load().max_model_size == "1000"
 
     def test_folder_is_named_as_such(self, tmp_path: Path) -> None:
+        (tmp_path / "model.ubj").touch()
         assert refusal(tmp_path).message == "the model is a folder"
 
 
