@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.api.clusters import AnyCluster, cluster_name, on_client, refuse_inproc
 from pipeline.api.display import html_table, show_observers
 from pipeline.api.frames import with_stored_models
+from pipeline.api.preview import first_rows
 from pipeline.api.tracebacks import interruptible
 from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
@@ -46,6 +47,8 @@ from pipeline.spec.triggers import Trigger
 from pipeline.storage.urls import own_storage_options
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pipeline.execution.graph import DaskFrame
 
 Fields = Mapping[str, Any]
@@ -226,6 +229,34 @@ class Job:
         ):
             prepared = prepare(self.spec, settings=self.settings)
         return plan_summary(prepared.plan, prepared.limits, device=prepared.device)
+
+    def preview(self, n: int = 20) -> pd.DataFrame:
+        """Score the first rows of the source through all steps, in this process. Nothing is written or started.
+
+        Parameters
+        ----------
+        n : int, default 20
+            Number of input rows.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Their output. Rows that a job would reject are left out; ``frame.attrs["reasons"]`` has their number by
+            reason, and ``frame.attrs["rows"]`` the counts.
+
+        Raises
+        ------
+        PipelineError
+            The error that a job would end with before its first partition, such as SchemaDrift or StepFailed.
+
+        Examples
+        --------
+        >>> frame = pipeline.Job.load("job.yaml").preview(5)
+        >>> len(frame), frame.attrs["rows"]["in"]
+        (5, 5)
+        """
+        with interruptible("the first rows were scored"):
+            return first_rows(self.spec, settings=self.settings, rows=n)
 
     def run(
         self,

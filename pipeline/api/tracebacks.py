@@ -40,13 +40,7 @@ PipelineError._render_traceback_ = render  # type: ignore[attr-defined]
 
 
 def traceback() -> None:
-    """Print the full traceback of the last error that a notebook showed in short.
-
-    Examples
-    --------
-    >>> pipeline.traceback()
-    no error of a job was shown in this session
-    """
+    """Print the full traceback of the last error that a notebook showed in short."""
     if not _last:
         sys.stdout.write("no error of a job was shown in this session\n")
         return

@@ -1,9 +1,8 @@
-"""Format results as lines, tables and HTML. Pure."""
+"""Format results as lines and tables. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 
 LABEL = 11
 """Width of the label at the start of a line, in characters."""
@@ -44,9 +43,3 @@ def listed(names: Sequence[str], *, shown: int = 12) -> str:
 def shortened(text: str, *, width: int = 160) -> str:
     """Return ``text``, cut to ``width`` characters with an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def html_table(title: str, fields: Iterable[tuple[str, str]]) -> str:
-    """Return a small HTML table with a caption and one row per field with a text."""
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in fields if text)
-    return f"<table><caption>{escape(title)}</caption><tbody>{rows}</tbody></table>"

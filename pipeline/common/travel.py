@@ -430,14 +430,33 @@ def _size(value: Any) -> int:
         return 0
 
 
+def _imported_modules(data: bytes) -> Iterator[str]:
+    """Yield the names of the modules that a pickle imports when it is loaded.
+
+    Names alone are no imports: functions that travel by value carry that of their own module.
+    """
+    memo: list[str | None] = []
+    last: tuple[str | None, str | None] = (None, None)
+    is_module = False
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("MEMOIZE", "PROTO", "FRAME"):
+            if opcode.name == "MEMOIZE":
+                memo.append(last[1])
+            continue
+        pushed = argument if isinstance(argument, str) else None
+        if opcode.name in ("BINGET", "LONG_BINGET"):
+            pushed = memo[int(argument or 0)]
+        if opcode.name == "STACK_GLOBAL" and last[0]:
+            yield last[0]
+        if is_module and pushed:
+            yield pushed
+        is_module = opcode.name == "STACK_GLOBAL" and last[1] == "subimport"
+        last = (last[1], pushed)
+
+
 def _modules(data: bytes, source: str) -> list[str]:
     """Return the names of modules in a pickle and in import statements."""
-    names: dict[str, None] = {}
-    for _, argument, _ in pickletools.genops(data):
-        if isinstance(argument, str):
-            for word in argument.split(" ")[:1]:
-                if word in sys.modules and word != "__main__":
-                    names[word] = None
+    names = dict.fromkeys(name for name in _imported_modules(data) if name != "__main__")
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

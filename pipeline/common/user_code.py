@@ -20,7 +20,7 @@ _CALLS = {
     "verify": 'pipeline.verify("{job}")',
     "rejects": 'pipeline.attach("{job}").report().rejects()',
     "status": 'pipeline.attach("{job}").report()',
-    "watch": 'pipeline.attach("{job}").wait()',
+    "watch": 'pipeline.attach("{job}").watch()',
     "cancel": 'pipeline.attach("{job}").cancel()',
     "logs": 'pipeline.attach("{job}").logs({errors})',
 }

@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.common.digest import digest_json
+from pipeline.common.html import html_table
+from pipeline.common.text import listed
+from pipeline.common.units import format_bytes
 from pipeline.devices.inventory import Gpu
 from pipeline.devices.report import DeviceProblem
 from pipeline.spec.model_ref import OutputKind
@@ -190,6 +193,16 @@ class ModelVersion:
     def key(self) -> tuple[object, ...]:
         """Everything that decides the scores of a row: versions with equal keys may share a `Predictor`."""
         return self.digest, self.iteration_range, self.features, self.threads, self.promise
+
+    def _repr_html_(self) -> str:
+        fields = {
+            "file": self.uri,
+            "sha256": self.digest[:16],
+            "format": f"{self.flavor}, {format_bytes(self.nbytes)}",
+            "task": f"{self.task} {self.objective}".strip() + (f", {self.trees:,} trees" if self.trees else ""),
+            "features": f"{len(self.features)}: {listed(self.feature_names)}",
+        }
+        return html_table(f"model {self.name} version {self.version}", fields.items())
 
     @property
     def reference(self) -> str:

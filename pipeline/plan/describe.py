@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.common.html import html_table
 from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.step_code import StepCode, code_difference, digests_of
-from pipeline.common.text import html_table, label_line, labelled, listed, shortened
+from pipeline.common.text import label_line, labelled, listed, shortened
 from pipeline.common.travel import describe, is_packed
 from pipeline.common.units import format_bytes, format_count, plural
 from pipeline.models.cache import LOADED_FACTOR

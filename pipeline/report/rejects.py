@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from pipeline.common.html import Tone, html_table
 from pipeline.common.rows import QuarantinedFile
 from pipeline.common.text import shortened
 from pipeline.common.units import plural
@@ -104,6 +105,11 @@ class RejectSummary:
     def text(self) -> str:
         """Return the text that ``python -m pipeline rejects`` prints."""
         return rejects_text(self)
+
+    def _repr_html_(self) -> str:
+        title, *lines = rejects_text(self).splitlines()
+        tone: Tone = "warn" if self.total or self.quarantined_files else "good"
+        return html_table(title, [("", "\n".join(lines).strip())], tone=tone)
 
 
 def rejects_text(summary: RejectSummary) -> str:

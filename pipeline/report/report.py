@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from pipeline.common.html import Tone, html_table
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.secrets import MASK, redact_values
-from pipeline.common.text import html_table, label_line, labelled, next_lines, shortened, table_text
+from pipeline.common.text import label_line, labelled, next_lines, shortened, table_text
 from pipeline.common.units import format_count, format_seconds, plural
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
@@ -317,7 +318,15 @@ class Report:
     def _repr_html_(self) -> str:
         fields = [*_fields(self).items(), *(("warning", text) for text in self.warnings)]
         fields += [("children", _child_counts(self))] if self.children else []
-        return html_table(f"{self.status}  {self.job}", [*fields, *(("next", step) for step in _next_steps(self))])
+        steps = [("next", step) for step in _next_steps(self)]
+        return html_table(f"{self.status}  {self.job}", [*fields, *steps], tone=_tone(Status(self.status)))
+
+
+def _tone(status: Status) -> Tone:
+    """Return the color of a status."""
+    if status.is_success:
+        return "good" if status is Status.SUCCEEDED else "warn"
+    return "bad" if status.is_final else "busy"
 
 
 def _round_summary(record: Mapping[str, Any]) -> RoundSummary:

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from pipeline.common.checksum import checksum_file, short
 from pipeline.common.code_search import find_code
+from pipeline.common.html import html_table
 from pipeline.common.rows import Fragment, InputFile, RowCounts
-from pipeline.common.text import html_table, listed
+from pipeline.common.text import listed
 from pipeline.common.travel import shown_name
 from pipeline.common.units import plural
 from pipeline.errors import PipelineError
@@ -93,7 +94,7 @@ class Verification:
 
     def _repr_html_(self) -> str:
         fields = ((f"{_outcome(check)} {check.name}", check.detail) for check in self.checks)
-        return html_table(_title(self), fields)
+        return html_table(_title(self), fields, tone="good" if self.ok else "bad")
 
 
 def verification_text(verification: Verification) -> str:

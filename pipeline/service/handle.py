@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any, Self
 
-from pipeline.common.text import html_table
+from pipeline.common.html import html_table
 from pipeline.driver.outcome import cancel_job
 from pipeline.errors import DriverLost, PipelineError, error_from_dict
 from pipeline.events import Callback, notify
@@ -18,6 +18,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
+from pipeline.report.notebook_progress import show_job
 from pipeline.report.report import Report
 from pipeline.service.follow import EndMonitor, Follower, pause_for
 from pipeline.service.logs import LogLine, LogReader
@@ -86,6 +87,33 @@ class JobHandle:
             If its driver died, and no server restarts it.
         """
         return self._ended(EndMonitor(self.directory, self.lease_seconds).wait(timeout=timeout))
+
+    def watch(self) -> Report:
+        """Show the progress of the job until it has ended, and return its report. The job does not depend on it.
+
+        In Jupyter the progress is a card that is updated in place. Interrupting the cell ends only the display.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        PipelineError
+            The error of a job that failed, was cancelled or was interrupted.
+        DriverLost
+            If its driver died, and no server restarts it.
+        """
+        with show_job() as observers:
+            follower, ending = Follower(self.directory), EndMonitor(self.directory, self.lease_seconds)
+            while True:
+                status = ending.poll()
+                for event in follower.poll():
+                    notify(observers, event)
+                if status is not None:
+                    notify(observers, follower.end(status))
+                    return self._ended(status)
+                time.sleep(pause_for(self.directory))
 
     def __await__(self) -> Generator[Any, None, Report]:
         return self._wait().__await__()
@@ -157,4 +185,5 @@ class JobHandle:
         return f"<JobHandle {self.job} in {self.directory.root}>"
 
     def _repr_html_(self) -> str:
-        return html_table(f"job {self.job}", {"directory": self.directory.root}.items())
+        fields = {"directory": self.directory.root, "next": f"python -m pipeline watch {self.job}"}
+        return html_table(f"job {self.job}", fields.items(), tone="busy")

@@ -220,6 +220,15 @@ def test_modules_it_imports_belong_to_its_code(cell: Cell, tmp_path: Path) -> No
     assert before.digest != after.digest
 
 
+def test_its_own_module_is_not_imported(cell: Cell) -> None:
+    import numpy.linalg
+
+    names = cell("def clean(x):\n    return linalg.norm(zeros(x))\n", linalg=numpy.linalg, zeros=np.zeros)
+    modules = value_of(entrypoint_of(names["clean"])).modules
+    assert {"numpy", "numpy.linalg"} <= set(modules)
+    assert __name__ not in value_of(entrypoint_of(lambda x: x)).modules
+
+
 def test_steps_get_the_function(cell: Cell) -> None:
     name = entrypoint_of(cell("def clean(x):\n    return x + 1\n")["clean"])
     code = find_code([name])

@@ -153,7 +153,7 @@ class TestReport:
         assert repr(report) == "<Report churn-1: SUCCEEDED, 1,000 in = 990 out + 10 rejected + 0 filtered>"
         assert str(report) == summary_text(report)
         html = report._repr_html_()
-        assert "<caption>SUCCEEDED  churn-1</caption>" in html
+        assert "SUCCEEDED  churn-1</div>" in html
         assert "<tr><th>output</th><td>/out</td></tr>" in html
         assert "a &lt;b&gt;" in html
 

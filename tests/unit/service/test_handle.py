@@ -17,6 +17,7 @@ from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
 from pipeline.report.report import Report
 from pipeline.service.handle import JobHandle
+from pipeline.testing.inline import publish_inline
 from pipeline.testing.jobs import SmallJob, small_job, write_receipts
 
 
@@ -151,3 +152,17 @@ def test_an_error_that_is_unknown_here_keeps_its_exit_code() -> None:
     again = error_from_dict({"kind": "FromTheFuture", "message": "x", "exit_code": 42}, default="")
     assert (type(again), again.exit_code, again.message) == (PipelineError, 42, "x")
     assert error_from_dict({}, default="it is FAILED").message == "it is FAILED"
+
+
+def test_watching_shows_the_job_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = small_job(tmp_path / "lake", sink=str(tmp_path / "out"))
+    job = JobDirectory.create(tmp_path / "jobs", small.plan, job="small-1")
+    write_receipts(job, small)
+    published: list[object] = []
+    monkeypatch.setattr("pipeline.service.handle.time.sleep", lambda _: published.append(publish_inline(job)))
+    report = JobHandle(job).watch()
+    assert report.ok
+    assert len(published) == 1
+    assert "75 rows in 3 partitions" in capsys.readouterr().err
