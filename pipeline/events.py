@@ -35,6 +35,8 @@ class SplitReason(StrEnum):
     """The worker of the partition was slow: idle workers do the rest."""
     IDLE_WORKERS = "idle_workers"
     """Workers were idle: they and the worker of the partition do the rest."""
+    HANDED_ON = "handed_on"
+    """The worker or the driver had to end: the partition committed what was done, and others do the rest."""
     FROZEN = "frozen"
     """The worker did not answer, or made no progress: idle workers do the whole partition."""
 

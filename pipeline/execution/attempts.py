@@ -25,6 +25,8 @@ class Attempt:
     """Workers that died while this partition was executing."""
     oom_count: int = 0
     """Workers killed for their memory while this partition, or a partition it was split from, was executing."""
+    unfinished: float = 0.0
+    """Lifetimes of workers that were over before the partition had done a batch; a short part of one counts less."""
     is_isolated: bool = False
     workers: tuple[str, ...] = ()
     """Workers on which the attempt should execute; empty: any worker."""

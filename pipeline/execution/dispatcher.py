@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import AttemptOutcome, SplitReason
 from pipeline.execution.attempts import Attempt, InFlight, Waiting
 from pipeline.execution.failures import (
+    MAX_UNFINISHED,
     Fail,
     Isolate,
     LeaveToDask,
@@ -27,7 +28,9 @@ from pipeline.execution.failures import (
     Split,
     after_failure,
     after_worker_loss,
+    lifetimes_lost,
     overdue,
+    too_long,
 )
 from pipeline.execution.health import PING_TIMEOUT, ClusterHealth, DispatchPolicy
 from pipeline.execution.placement import Placement
@@ -45,6 +48,7 @@ from pipeline.execution.worker_events import (
     MemoryRanOut,
     SharedClusterState,
     Started,
+    WorkerLeaving,
     WorkerLeft,
 )
 from pipeline.jobs.cancellation import Stop
@@ -54,6 +58,9 @@ from pipeline.plan.plan import Partition
 logger = logging.getLogger(__name__)
 TICK = 0.5
 """Seconds between two polls of the cluster while no attempt ends."""
+HAND_ON_SECONDS = 8.0
+"""Seconds in which running partitions may end after a request to stop; then they commit what is done. Batch systems
+kill a driver about 30 s after SIGTERM."""
 ADVANCED_SECONDS = 1.0
 """Shortest time between two notifications of progress inside partitions."""
 _SPLIT_REASONS = {
@@ -61,6 +68,7 @@ _SPLIT_REASONS = {
     SplitReason.SLOW: "its worker was slow",
     SplitReason.IDLE_WORKERS: "other workers were idle",
     SplitReason.FROZEN: "its worker did not answer",
+    SplitReason.HANDED_ON: "its worker had to leave",
 }
 
 
@@ -109,6 +117,8 @@ class Dispatcher:
         self._supply = self.shared_state.supply
         self._taken_back: set[str] = set()
         """Keys of tasks that were cancelled before they had started, as far as was known."""
+        self._left_behind: set[str] = set()
+        """Partitions whose workers left: the receipt of a split may be there, although its task did not return it."""
         self._unexplained: list[LostExecution] = []
         """Losses of workers of which the cause is not known yet."""
         self._health = ClusterHealth(self.client, self.policy, self.clock, self.placement, self._supply)
@@ -225,7 +235,7 @@ class Dispatcher:
             timeout = 0.0
             if isinstance(item, StepWarning):
                 self._on_step_warning(item)
-            elif isinstance(item, (Started, MemoryRanOut, WorkerLeft)):
+            elif isinstance(item, (Started, MemoryRanOut, WorkerLeaving, WorkerLeft)):
                 self._on_cluster_event(item)
             elif isinstance(item, Advanced):
                 self._flight.advance(item.key, item.rows_done)
@@ -255,7 +265,9 @@ class Dispatcher:
         self._health.record_result()
         if receipt.splits:
             # The driver asked the attempt to stop, or an earlier driver has split the partition.
-            self._on_split(attempt, receipt, requested)
+            is_leaving = execution is not None and self._tracker.is_leaving(execution.worker)
+            is_handed_on = self.is_closing or is_leaving or attempt.partition.id in self._left_behind
+            self._on_split(attempt, receipt, requested, is_handed_on=is_handed_on)
             return
         if execution is not None:
             self._mitigator.attempt_measured(attempt, worker=execution.worker, since=execution.since)
@@ -326,13 +338,16 @@ class Dispatcher:
             self._apply(Isolate(f"{cause}, and it is too small to be split"), attempt)
         # Otherwise the partition is too small to split, and only slow: let the running attempt finish.
 
-    def _on_split(self, attempt: Attempt, receipt: Receipt, requested: SplitAmong | None) -> None:
+    def _on_split(
+        self, attempt: Attempt, receipt: Receipt, requested: SplitAmong | None, *, is_handed_on: bool
+    ) -> None:
         """Handle the receipt of a split partition.
 
         :param requested: split that was requested from the attempt; None: another driver or a split for memory wrote
-            the receipt.
+            the receipt, or the attempt had to end.
+        :param is_handed_on: True if worker or driver ask their attempts to end.
         """
-        reason = requested.reason if requested else None
+        reason = requested.reason if requested else SplitReason.HANDED_ON if is_handed_on else None
         text = _SPLIT_REASONS[reason] if reason else "it was split before"
         try:
             result = self.source.split(attempt.partition, receipt)
@@ -406,6 +421,11 @@ class Dispatcher:
         attempt = self._flight.attempts[future]
         attempt.crash_count += lost.cause is LossCause.CRASH
         attempt.oom_count += lost.cause is LossCause.MEMORY
+        if lost.cause is LossCause.LEFT:
+            self._left_behind.add(attempt.partition.id)
+        if lost.lifetime is not None and self._is_too_long(attempt, lost, lost.lifetime):
+            self._cancel(future)
+            return
         for other in self._flight.of_partition(attempt.partition.id):
             # Blame the rows: all attempts at the partition get the same counts.
             sibling = self._flight.attempts[other]
@@ -427,6 +447,15 @@ class Dispatcher:
         self._cancel(future)
         self._apply(decision, attempt)
 
+    def _is_too_long(self, attempt: Attempt, lost: LostExecution, lifetime: float) -> bool:
+        """Count a lifetime of a worker in which a partition has done no batch; fail if it fits into none."""
+        seconds = self.clock() - lost.since
+        attempt.unfinished += lifetimes_lost(seconds, lifetime=lifetime)
+        if attempt.unfinished < MAX_UNFINISHED:
+            return False
+        self._apply(Fail(too_long(attempt.partition.id, seconds=seconds, lifetime=lifetime)), attempt)
+        return True
+
     def _poll_cluster(self) -> None:
         self.listener.poll()
         self._report_progress()
@@ -440,7 +469,7 @@ class Dispatcher:
         busy = self.shared_state.busy_workers()
         if busy or not self._flight.attempts:
             self._health.record_progress()
-        self._restart({*self._health.paused(busy=busy), *self._health.stalled()})
+        self._restart({*self._health.paused(busy=busy | self._tracker.leaving_workers()), *self._health.stalled()})
 
     def _end_overdue(self) -> None:
         limit = self.policy.partition_timeout
@@ -513,10 +542,17 @@ class Dispatcher:
     # End of the run
 
     def _drain(self) -> Iterator[Receipt]:
-        """Let running attempts end, and cancel attempts that have not started."""
+        """Let running attempts end, and cancel attempts that have not started.
+
+        After a while, attempts commit what they have done at their next batch boundary.
+        """
         for future in self._flight.not_started():
             self._cancel(future)
         deadline = self.clock() + self.policy.grace
+        hand_on_at: float | None = self.clock() + min(HAND_ON_SECONDS, self.policy.grace / 3)
         while self._flight.attempts and not self.stop.now and self.clock() < deadline:
+            if hand_on_at is not None and self.clock() >= hand_on_at:
+                hand_on_at = None
+                self._mitigator.hand_on()
             yield from self._handle_inbox(self.tick)
             self._health.check(True)

@@ -31,6 +31,8 @@ MAX_CRASHES = 2
 MAX_OOM_KILLS = 2
 """Workers killed for their memory by a partition, or a partition it was split from, after which the partition is
 isolated. Each further half would cost another worker."""
+MAX_UNFINISHED = 2.0
+"""Lifetimes of workers in which a partition did not finish a batch, after which the job fails."""
 MAX_TIMEOUTS = 2
 """Timeouts of a partition after which the partition is isolated."""
 USER_ATTEMPTS = 2
@@ -185,6 +187,22 @@ def stuck(partition: str, crashes: int) -> PartitionStuck:
         where=f"partition {partition}",
         found=f"{crashes} workers died while it was executing, even in isolation",
         next_step="fix the step or the model that crashes, or give the workers more memory; then resume",
+    )
+
+
+def lifetimes_lost(seconds: float, *, lifetime: float) -> float:
+    """Return how much an execution without a batch counts: a lifetime, if it had half of one; else a quarter."""
+    return 1.0 if seconds >= lifetime / 2 else 0.25
+
+
+def too_long(partition: str, *, seconds: float, lifetime: float) -> PartitionTimeout:
+    """Return the error for a partition of which not one batch fits into the lifetime of a worker."""
+    return PartitionTimeout(
+        "a batch of rows takes longer than workers live",
+        where=f"partition {partition}",
+        found=f"no batch was done in {seconds:.0f} s, in the lifetimes of {MAX_UNFINISHED:.0f} workers",
+        expected=f"a batch within the {lifetime:.0f} s that a worker has, from the start of its job until it leaves",
+        next_step="raise walltime in the cluster's file, or lower batch_rows; then resume",
     )
 
 

@@ -304,6 +304,12 @@ class StragglerMitigator:
         self._abandoned[worker] = self.clock()
         self.probe.request_drop(key, worker=worker)
 
+    def hand_on(self) -> None:
+        """Ask all attempts that run to stop at their next batch boundary, and to leave the rest."""
+        for key, execution in self.tracker.executing.items():
+            if self.flight.has_key(key):
+                self.probe.request_split(key, worker=execution.worker, parts=1)
+
     def requested_split(self, key: str) -> SplitAmong | None:
         """Return the split that was requested from an attempt; None if no split was requested."""
         tracked = self._tracked.get(key)

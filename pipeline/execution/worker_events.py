@@ -69,6 +69,17 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True)
+class WorkerLeaving:
+    """Announcement of a worker that it takes no more partitions, and stops those that run."""
+
+    worker: str
+    lifetime: float
+    """Seconds from the start of its job until it has left."""
+    is_deadline: bool
+    """True if its time is over; False: it was asked to end."""
+
+
+@dataclass(frozen=True)
 class Advanced:
     """Progress inside a task."""
 
@@ -77,7 +88,7 @@ class Advanced:
     """Input rows of its finished batches."""
 
 
-ClusterEvent = Started | MemoryRanOut | WorkerLeft | StepWarning
+ClusterEvent = Started | MemoryRanOut | WorkerLeaving | WorkerLeft | StepWarning
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,10 @@ class LostExecution:
     key: str
     worker: str
     cause: LossCause
+    since: float = 0.0
+    """Start of the execution by the driver's clock."""
+    lifetime: float | None = None
+    """Seconds that the worker had, if its time was over; None: it left for another reason."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,7 @@ class ExecutionTracker:
     _executing: dict[str, Execution] = field(default_factory=dict)
     _out_of_memory: set[str] = field(default_factory=set)
     _restarting: set[str] = field(default_factory=set)
+    _leaving: dict[str, WorkerLeaving] = field(default_factory=dict)
 
     @property
     def executing(self) -> Mapping[str, Execution]:
@@ -124,13 +140,26 @@ class ExecutionTracker:
             return ()
         if isinstance(event, StepWarning):
             return ()
+        if isinstance(event, WorkerLeaving):
+            self._leaving[event.worker] = event
+            return ()
         cause = self._cause(event)
         self._out_of_memory.discard(event.worker)
         self._restarting.discard(event.worker)
-        keys = self._keys_on(event.worker)
-        for key in keys:
-            del self._executing[key]
-        return tuple(LostExecution(key, event.worker, cause) for key in keys)
+        leaving = self._leaving.get(event.worker)
+        lifetime = leaving.lifetime if leaving is not None and leaving.is_deadline else None
+        ended = {key: self._executing.pop(key) for key in self._keys_on(event.worker)}
+        return tuple(
+            LostExecution(key, event.worker, cause, execution.since, lifetime) for key, execution in ended.items()
+        )
+
+    def is_leaving(self, worker: str) -> bool:
+        """True if a worker has announced that it stops its partitions."""
+        return worker in self._leaving
+
+    def leaving_workers(self) -> set[str]:
+        """Return the workers that have announced that they stop their partitions."""
+        return set(self._leaving)
 
     def _keys_on(self, worker: str) -> list[str]:
         return [key for key, execution in self._executing.items() if execution.worker == worker]
@@ -158,7 +187,8 @@ class ExecutionTracker:
             return LossCause.RESTARTED
         if event.worker in self._out_of_memory:
             return LossCause.MEMORY
-        return LossCause.LEFT if event.is_expected else LossCause.CRASH
+        # A worker that was asked to end may be killed before it has left in good order.
+        return LossCause.LEFT if event.is_expected or event.worker in self._leaving else LossCause.CRASH
 
 
 class WorkerSupply(Protocol):
@@ -225,6 +255,8 @@ PROGRESS_SECONDS = 1.0
 """Shortest time between two reports of a task's progress; a task that takes less time sends none."""
 MEMORY_TOPIC = "worker-restart-memory"
 """Topic for the announcements of nannies before they kill their worker."""
+LEAVING_TOPIC = "pipeline-leaving"
+"""Topic for the announcements of workers that leave."""
 ALL_TOPIC = "all"
 """Topic for the scheduler's events about removed workers."""
 ANNOUNCE_TIMEOUT = 5.0
@@ -300,6 +332,7 @@ class ClusterEventListener:
             STARTED_TOPIC: self._on_started,
             PROGRESS_TOPIC: self._on_progress,
             MEMORY_TOPIC: self._on_memory,
+            LEAVING_TOPIC: self._on_leaving,
             ALL_TOPIC: self._on_all,
             step_warnings.TOPIC: self._on_warning,
         }
@@ -316,6 +349,11 @@ class ClusterEventListener:
 
     def _on_warning(self, event: tuple[float, Any]) -> None:
         self._put(step_warnings.read_warning(event[1]))
+
+    def _on_leaving(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        is_deadline = message["reason"] == "deadline"
+        self._put(WorkerLeaving(str(message["worker"]), float(message["lifetime"]), is_deadline))
 
     def _on_all(self, event: tuple[float, Any]) -> None:
         message = event[1]

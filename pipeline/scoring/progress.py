@@ -173,6 +173,21 @@ def request_split(key: str, parts: int) -> ProgressSnapshot | None:
     return progress_of(key)
 
 
+def hand_on() -> None:
+    """Ask all attempts of this process to stop at their next batch boundary, and to leave the rest to others."""
+    with _lock:
+        for attempts in _running.values():
+            for progress in attempts:
+                progress.parts = progress.parts or 1
+
+
+def seconds_per_batch() -> float:
+    """Return the most seconds that a batch has taken in a running attempt of this process; 0 before the first one."""
+    with _lock:
+        snapshots = [progress.snapshot for attempts in _running.values() for progress in attempts]
+    return max((one.seconds / one.batches for one in snapshots if one.batches), default=0.0)
+
+
 def request_drop(key: str) -> None:
     """Ask the attempt to end at its next batch boundary and to remove its files: it is needed no more."""
     with _lock:

@@ -16,7 +16,7 @@ from pipeline.events import RunningPartition
 from pipeline.execution import step_warnings
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.protocols import AttemptResult, Mitigation, SplitResult
-from pipeline.execution.worker_events import ALL_TOPIC, MEMORY_TOPIC, PROGRESS_TOPIC, STARTED_TOPIC
+from pipeline.execution.worker_events import ALL_TOPIC, LEAVING_TOPIC, MEMORY_TOPIC, PROGRESS_TOPIC, STARTED_TOPIC
 from pipeline.plan.plan import Partition
 from pipeline.scoring.progress import ProgressSnapshot
 from pipeline.testing.fake_clock import FakeClock
@@ -197,6 +197,10 @@ class FakeCluster:
     def lose_worker(self, worker: str, *, is_expected: bool = False) -> None:
         """Let a worker leave: by a crash, or as announced."""
         self._log(ALL_TOPIC, action="remove-worker", worker=worker, expected=is_expected)
+
+    def announce_leaving(self, worker: str, *, lifetime: float = 60.0, reason: str = "deadline") -> None:
+        """Let a worker announce that it stops its partitions."""
+        self._log(LEAVING_TOPIC, worker=worker, lifetime=lifetime, reason=reason)
 
     def kill_for_memory(self, worker: str) -> None:
         """Let a nanny kill its worker."""

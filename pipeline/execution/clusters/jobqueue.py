@@ -33,6 +33,7 @@ from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.pool import Pool, PoolPolicy
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.execution.clusters.worker_drain import LIFETIME, STAGGER, STARTED
 from pipeline.execution.clusters.worker_pool import WORKER_NAME, PoolClient, WorkerPool
 from pipeline.execution.dask_config import override_config
 from pipeline.execution.placement import GPU_RESOURCE
@@ -45,13 +46,20 @@ from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, local_path
 
 CLOSING_SECONDS = 60.0
-"""Seconds reserved for a worker to close between the end of its lifetime and the end of its job."""
+"""Most seconds reserved for a worker to close between the end of its lifetime and the end of its job."""
+LEAST_CLOSING_SECONDS = 15.0
+"""Least seconds reserved for that; between them, a tenth of the walltime."""
+STAGGER_SECONDS = 120.0
+"""Most seconds between workers that leave, unless the file says otherwise; else a tenth of the walltime."""
+LEAST_WORK_SECONDS = 30.0
+"""Least seconds of a walltime that must be left for starting a worker and for work."""
 _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 _OURS = frozenset(
     ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
 )
 SCRIPT = "worker.sh"
 """Name of the script of the last job, in the folder of the logs."""
+NANNY_SETUP = "pipeline.execution.clusters.nanny_setup"
 CUDA_WORKER = "dask_cuda.cli"
 """Module that starts a worker process for each GPU of a job."""
 
@@ -97,8 +105,9 @@ class BatchSystem:
     """Share of a GPU's free memory that batches may use, or a size such as ``40 GiB``."""
     walltime: str = "1 hour"
     """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over."""
-    stagger: str = "2 minutes"
-    """Time between workers that leave. Replacements are submitted at least as long before."""
+    stagger: str | None = None
+    """Time between workers that leave. Replacements are submitted at least as long before. Default: 2 minutes, at most
+    a tenth of the walltime."""
     wait: str = "1 hour"
     """Time without any worker, while jobs wait in the queue."""
     queue: str | None = None
@@ -122,9 +131,12 @@ class BatchSystem:
             raise self._invalid("processes", f"{self.processes} for {self.cores} cores", "at least one core for each")
         allowed_device_memory(self.device_memory, free=0)
         self._check_gpus()
-        if self._lifetime() <= self._seconds("stagger"):
-            expected = f"more than {2 * self._seconds('stagger') + CLOSING_SECONDS:.0f} s, or a smaller stagger"
-            raise self._invalid("walltime", f"{self.walltime}, with a stagger of {self.stagger}", expected)
+        least = self._stagger() + self._closing() + LEAST_WORK_SECONDS
+        if self._seconds("walltime") < least:
+            parts = (
+                f"{self._stagger():.0f} s of stagger, {self._closing():.0f} s to close and {LEAST_WORK_SECONDS:.0f} s"
+            )
+            raise self._invalid("walltime", self.walltime, f"at least {least:.0f} s: {parts} to start and work")
 
     def _check_gpus(self) -> None:
         """Check that GPUs are requested from the batch system, and that each has a worker process."""
@@ -197,9 +209,17 @@ class BatchSystem:
         except (ValueError, KeyError) as error:
             raise self._invalid(name, repr(text), "HH:MM:SS, or a duration such as 90 minutes") from error
 
+    def _closing(self) -> float:
+        """Return the seconds between the time at which all workers have left and the walltime."""
+        return min(CLOSING_SECONDS, max(LEAST_CLOSING_SECONDS, self._seconds("walltime") / 10))
+
+    def _stagger(self) -> float:
+        """Return the seconds by which workers may leave earlier than others."""
+        return self._seconds("stagger") if self.stagger else min(STAGGER_SECONDS, self._seconds("walltime") / 10)
+
     def _lifetime(self) -> float:
-        """Return the seconds after which a worker leaves, ± the stagger: always before its walltime."""
-        return self._seconds("walltime") - self._seconds("stagger") - CLOSING_SECONDS
+        """Return the seconds from the start of a job until its workers have left, at the latest."""
+        return self._seconds("walltime") - self._closing()
 
     def _invalid(self, name: str, found: str, expected: str) -> SpecError:
         return SpecError(
@@ -279,8 +299,8 @@ class BatchSystem:
             jobs,
             minimum,
             slots,
-            lifetime=self._lifetime(),
-            lead=self._seconds("stagger"),
+            lifetime=self._lifetime() - self._stagger(),
+            lead=self._stagger(),
             patience=self._seconds("wait"),
         )
         sample = cluster.job_cls(cluster.scheduler.address, name=WORKER_NAME, **cluster._job_kwargs)
@@ -340,7 +360,8 @@ class BatchSystem:
 
     def _arguments(self, certificates: Certificates | None, directory: str) -> dict[str, Any]:
         options = dict(self.options)
-        prologue = [*self._environment(), *options.pop("job_script_prologue", ())]
+        environment = self._environment()
+        prologue = [*environment, *options.pop("job_script_prologue", ())]
         named = {self.queue_key: self.queue, self.account_key: self.account}
         if directory and is_local_path(directory):
             folder = local_path(directory) / layout.WORKER_LOGS
@@ -372,29 +393,30 @@ class BatchSystem:
     def _worker_arguments(self) -> list[str]:
         # The HTTP server of a worker has no TLS.
         shown = ["--dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
-        lifetime = [] if self.gpus else [part for name, value in self._ends().items() for part in (f"--{name}", value)]
         # Not by a variable: Dask makes the name of a resource in a variable lowercase.
         resources = ["--resources", f"{GPU_RESOURCE}={self._threads()}"] if self.gpus else []
-        return [*shown, *lifetime, *resources, "--preload", "pipeline.execution.clusters.worker_setup"]
-
-    def _ends(self) -> dict[str, str]:
-        """Return when a worker leaves, by the names of Dask's command line."""
-        return {"lifetime": f"{self._lifetime():.0f}s", "lifetime-stagger": f"{self._seconds('stagger'):.0f}s"}
+        # dask-cuda's command line does not have the option, and dask worker's ignores the configuration.
+        nanny = [] if self.gpus else ["--preload-nanny", NANNY_SETUP]
+        return [*shown, *resources, "--preload", "pipeline.execution.clusters.worker_setup", *nanny]
 
     def _environment(self) -> list[str]:
         """Return lines of the job script: Dask's configuration for workers, and the cores per worker."""
         config = dict(DASK_CONFIG)
         variables = thread_environment(self.cores, self.processes * self._threads())
         if self.gpus:
-            # The command line of dask-cuda has no options for it.
-            ends = zip(("duration", "stagger"), self._ends().values(), strict=True)
-            config |= {f"distributed.worker.lifetime.{name}": value for name, value in ends}
             # Else CUDA numbers the fastest card 0, and NVML the first one on the bus.
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            variables["DASK_DISTRIBUTED__NANNY__PRELOAD"] = NANNY_SETUP
         names = {key.upper().replace(".", "__").replace("-", "_"): value for key, value in config.items()}
         return [
             *(f"export DASK_{name}={value}" for name, value in names.items()),
             *(f"export {name}={value}" for name, value in variables.items()),
+            # The time a prologue takes is part of the walltime. Backticks: $() is a macro of HTCondor.
+            f"export {STARTED}=`date +%s`",
+            f"export {LIFETIME}={self._lifetime():.0f}",
+            f"export {STAGGER}={self._stagger():.0f}",
+            # Else the shell ends at SIGTERM, and with it the job, before the workers have committed.
+            "trap : TERM",
         ]
 
     @staticmethod

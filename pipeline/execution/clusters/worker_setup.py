@@ -13,6 +13,7 @@ import pipeline.execution.tasks  # noqa: F401  (while the worker starts: the fir
 from pipeline.common.imports import allow_partial_imports
 from pipeline.common.secrets import mask_logs, mask_streams
 from pipeline.execution import step_warnings
+from pipeline.execution.clusters.worker_drain import leave_in_time
 
 # The driver prints its result to standard output. Output of steps is sent to standard error.
 with suppress(OSError):
@@ -41,6 +42,7 @@ def dask_setup(worker: Any) -> None:
     """Set up a process that is a worker, not one that only imports this module. Dask calls this."""
     allow_partial_imports()
     step_warnings.install()
+    leave_in_time(worker)
 
 
 # Ctrl-C reaches the whole process group of the terminal. The driver drains; workers must keep running.

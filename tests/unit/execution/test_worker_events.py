@@ -26,10 +26,14 @@ class TestLostExecutions:
         for key, worker in (("a", "w1"), ("b", "w2"), ("c", "w1")):
             assert tracker.record(Started(key, worker), now=1.0) == ()
         tracker.remove("c")
-        assert tracker.record(WorkerLeft("w1", False), now=2.0) == (LostExecution("a", "w1", LossCause.CRASH),)
+        assert tracker.record(WorkerLeft("w1", False), now=2.0) == (
+            LostExecution("a", "w1", LossCause.CRASH, since=1.0),
+        )
         assert set(tracker.executing) == {"b"}
         tracker.record(Started("a", "w3"), now=3.0)
-        assert tracker.record(WorkerLeft("w3", False), now=4.0) == (LostExecution("a", "w3", LossCause.CRASH),)
+        assert tracker.record(WorkerLeft("w3", False), now=4.0) == (
+            LostExecution("a", "w3", LossCause.CRASH, since=3.0),
+        )
 
     @pytest.mark.parametrize(
         ("before", "is_restarted", "is_expected", "cause"),
@@ -62,7 +66,9 @@ class TestLostExecutions:
         tracker.record(Started("innocent", "w", threads=1), now=0.0)
         tracker.record(Started("elsewhere", "v", threads=1), now=0.0)
         tracker.record(Started("guilty", "w", threads=1), now=1.0)
-        assert tracker.record(WorkerLeft("w", False), now=2.0) == (LostExecution("guilty", "w", LossCause.CRASH),)
+        assert tracker.record(WorkerLeft("w", False), now=2.0) == (
+            LostExecution("guilty", "w", LossCause.CRASH, since=1.0),
+        )
         assert set(tracker.executing) == {"elsewhere"}
 
     def test_all_tasks_on_a_worker_of_several_threads_are_lost(self, tracker: ExecutionTracker) -> None:

@@ -60,8 +60,11 @@ class TestJobScript:
             assert "PRIVATE KEY" not in text, "the key itself stays in its file"
             assert "--dashboard-address 127.0.0.1:0" in text
             assert "--preload pipeline.execution.clusters.worker_setup" in text
-            # 4 hours less 5 minutes of stagger and a minute to close.
-            assert "--lifetime 14040s --lifetime-stagger 300s" in text
+            # 4 hours less a minute to close; some workers leave up to 5 minutes earlier.
+            assert "export PIPELINE_LIFETIME=14340" in text
+            assert "export PIPELINE_STAGGER=300" in text
+            assert "--preload-nanny pipeline.execution.clusters.nanny_setup" in text
+            assert "--lifetime" not in text, "Dask's own loses what runs"
             assert name == "htcondor" or "--death-timeout 60" in text
             assert "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False" in text
             assert "OMP_NUM_THREADS=1" in text
@@ -95,8 +98,8 @@ class TestGpus:
         assert "--preload pipeline.execution.clusters.worker_setup" in command
         for unknown in ("--lifetime", "--nworkers", "--nanny", "--no-nanny"):
             assert unknown not in command
-        assert "export DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION=14040s" in text
-        assert "export DASK_DISTRIBUTED__WORKER__LIFETIME__STAGGER=300s" in text
+        assert "export PIPELINE_LIFETIME=14340" in text
+        assert "export DASK_DISTRIBUTED__NANNY__PRELOAD=pipeline.execution.clusters.nanny_setup" in text
         assert "export CUDA_DEVICE_ORDER=PCI_BUS_ID" in text
 
     def test_of_the_site_replace_the_directive(self) -> None:
@@ -164,9 +167,17 @@ class TestWalltime:
         [("00:30:00", 1800), ("1-00:00:00", 86400), ("90:00", 5400), ("4 hours", 14400), ("5400", 5400)],
     )
     def test_is_parsed(self, walltime: str, seconds: int) -> None:
-        """The lifetime of a worker leaves room for the stagger and a minute to close."""
+        """The lifetime of a worker leaves a minute to close."""
         assert slurm(walltime=walltime)._seconds("walltime") == seconds
-        assert slurm(walltime=walltime)._lifetime() == seconds - 120 - 60
+        assert slurm(walltime=walltime)._lifetime() == seconds - 60
+
+    def test_of_a_debug_queue_leaves_time_to_work(self) -> None:
+        """A minute is enough; for less, the message says how much is."""
+        assert slurm(walltime="1 minute")._lifetime() == 45
+        assert slurm(walltime="5 minutes")._lifetime() == 270
+        with pytest.raises(SpecError) as caught:
+            slurm(walltime="45 s")
+        assert caught.value.expected.startswith("at least 50 s: 4 s of stagger, 15 s to close and 30 s")
 
     def test_is_written_in_the_format_of_the_system(self) -> None:
         """LSF takes no seconds."""
@@ -178,7 +189,8 @@ class TestInvalidFields:
     @pytest.mark.parametrize(
         ("fields", "field"),
         [
-            ({"walltime": "5 minutes"}, "walltime"),
+            ({"walltime": "5 minutes", "stagger": "5 minutes"}, "walltime"),
+            ({"walltime": "40 s"}, "walltime"),
             ({"walltime": "soon"}, "walltime"),
             ({"processes": 5}, "processes"),
             ({"processes": 0}, "processes"),
