@@ -78,6 +78,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "RetryCall": {"retry": "3", "wait": "2 s", "then": "reject"},
     "FilterStep": {"filter": "country == 'DE' and total > 0"},
     "SelectStep": {"select": "{customer: customer_id, age: age}"},
+    "CheckpointStep": {"checkpoint": "true"},
+    "Checkpoint": {"partition_bytes": "64 MiB"},
     "ScoreStep": {"score": "{model: churn.ubj}"},
     "Score": {
         "model": "models/churn.ubj",

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.parts import (
+        CheckpointStep,
         ColumnContract,
         Errors,
         FanOut,
@@ -100,6 +101,7 @@ __all__ = [
     "BadPrediction",
     "Callback",
     "Cancelled",
+    "CheckpointStep",
     "ChildrenFailed",
     "ColumnContract",
     "ConflictError",
@@ -195,8 +197,8 @@ _HOMES = {
     "pipeline.settings": "Settings",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
-        "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions RunOptions "
-        "Score ScoreStep SelectStep Sink Source"
+        "CheckpointStep ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions "
+        "RunOptions Score ScoreStep SelectStep Sink Source"
     ),
     "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }

@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pipeline.common.secrets import masking_logs, redact_error
 from pipeline.common.units import utc_now
 from pipeline.driver.alias_change import pinned_versions
+from pipeline.driver.chain import ChainDriver
+from pipeline.driver.chain_retry import open_chain_retry
 from pipeline.driver.driver import Driver
 from pipeline.driver.fan_out import FanOutDriver, is_ready
 from pipeline.driver.job_run import JobDriver, ParentContext
 from pipeline.driver.outcome import check_superseded
 from pipeline.driver.prepare import Prepared, first_sink, prepare
 from pipeline.driver.retry import RetryRequest, open_retry
-from pipeline.errors import InputError, JobLocked
+from pipeline.errors import InputError, JobLocked, SpecError
 from pipeline.events import Callback
 from pipeline.execution.clusters import cluster_of, settings_of
 from pipeline.jobs.cancellation import on_signals, watch_for_cancel
@@ -105,8 +107,12 @@ def retry(
     directory.fsync = settings.fsync
     request = RetryRequest(model, tuple(overrides))
     cluster_settings = settings_of(directory.plan.spec, settings=settings)
+    _refuse_stage(directory)
     with _only_driver(directory, settings=cluster_settings) as (lease, hooks):
-        open_retry(directory, request, epoch=lease.epoch, settings=settings)
+        if directory.record.stages:
+            open_chain_retry(directory, request, settings=settings)
+        else:
+            open_retry(directory, request, epoch=lease.epoch, settings=settings)
         if directory.is_ended:
             return make_report(directory)
         report = drive_job(directory, lease, settings=cluster_settings, callbacks=callbacks, hooks=hooks)
@@ -125,10 +131,12 @@ def run_job(
     """Become the only driver of ``job`` and drive it to its end. If it has ended, return its report.
 
     :param resume_cancelled: False: a cancelled job has ended, too.
-    :param parent: Context of the fan-out whose driver runs ``job`` as a child.
+    :param parent: Context of the fan-out whose driver runs ``job`` as a child, or of the job whose stage it is.
     :raises JobLocked: when another driver holds the job.
     :raises Fenced: when another driver took the job over meanwhile. This driver then changes nothing more.
     """
+    if parent is None:
+        _refuse_stage(job)
     if _is_done(job, resume_cancelled=resume_cancelled):
         return make_report(job)
     settings = settings_of(job.plan.spec, settings=settings)
@@ -138,6 +146,21 @@ def run_job(
             return make_report(job)
         report = drive_job(job, lease, settings=settings, callbacks=callbacks, hooks=hooks, parent=parent)
     return report if parent is not None else _update_fan_out(job, report, settings=settings)
+
+
+def _refuse_stage(job: JobDirectory) -> None:
+    """Refuse to run one stage alone.
+
+    :raises SpecError: if ``job`` is a stage.
+    """
+    if job.record.stage:
+        raise SpecError(
+            "a stage runs as a part of its job",
+            where=job.root,
+            found=f"stage {job.record.stage}",
+            expected="the job whose stage it is",
+            next_step=f"python -m pipeline resume {job.record.parent}",
+        )
 
 
 def _is_done(job: JobDirectory, *, resume_cancelled: bool) -> bool:
@@ -167,7 +190,7 @@ def drive_job(
     hooks: Sequence[Callback] = (),
     parent: ParentContext | None = None,
 ) -> Report:
-    """Drive ``job`` to its end with `Driver`, or `FanOutDriver` for a fan-out, and record its log.
+    """Drive ``job`` to its end with `Driver`, `ChainDriver` or `FanOutDriver`, and record its log.
 
     :param lease: of ``job``, held by the caller.
     :param settings: with those of the chosen cluster's file; see `settings_of`.
@@ -175,12 +198,13 @@ def drive_job(
     with record_log(job.store, epoch=lease.epoch) as log:
         observers = (*callbacks, log, *hooks)
         driver: JobDriver
+        parent = parent or ParentContext(publishes=job.record.publishes_itself)
         if job.record.children:
             driver = FanOutDriver(job, lease, settings, observers, run_child=run_job)
+        elif job.record.stages:
+            driver = ChainDriver(job, lease, settings, observers, parent, run_child=run_job)
         else:
-            driver = Driver(
-                job, lease, settings, observers, parent or ParentContext(publishes=job.record.publishes_itself)
-            )
+            driver = Driver(job, lease, settings, observers, parent)
         with _supervise(driver):
             return driver.drive()
 
@@ -244,8 +268,17 @@ def probe_plan(
 
     :returns: the id of the job, and the estimate.
     :raises InputError: when there is no row to score.
+    :raises SpecError: for a job of several stages: partitions of the first say nothing about the others.
     """
     plan = prepared.plan
+    if plan.stages:
+        raise SpecError(
+            "a job with checkpoints cannot be probed: only its first stage is planned before it runs",
+            where="steps",
+            found=", ".join(f"steps {stage.slug}" for stage in plan.stages),
+            expected="steps without a checkpoint",
+            next_step="probe a job spec with the steps of the stage that takes longest",
+        )
     if not plan.partitions:
         raise InputError(
             "there is nothing to probe", found="no row to score", next_step="look at source.path and source.filter"

@@ -29,6 +29,7 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import load_spec, source_paths
 from pipeline.spec.model_ref import Device
 from pipeline.spec.parts import (
+    CheckpointStep,
     ColumnContract,
     Errors,
     FanOut,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 """The fields of a part of a job spec, as YAML holds them."""
-AnyStepInput = MapStep | FilterStep | SelectStep | Score | ScoreStep | Fields | Callable[..., Any]
+AnyStepInput = MapStep | FilterStep | SelectStep | Score | ScoreStep | CheckpointStep | Fields | Callable[..., Any]
 """A step as `Job` takes it."""
 
 
@@ -69,11 +70,11 @@ class Job:
         Lower-case letters, digits, ``._-``; at most 64.
     source : Source or dict
         Input files, columns and filter.
-    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep, dict or function
-        In any number and order. A job without a ``score`` step only prepares data. A function is a ``map`` step: what
-        workers can import travels by name; any other, such as one of a notebook's cell, a lambda or an instance with
-        ``__call__``, is stored with the job. In a dict, ``model`` may be a fitted model, which is stored below the job
-        directory's root, as by ``score``.
+    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep, CheckpointStep, dict or function
+        In any number and order, with a checkpoint between two stages. A job without ``score`` only prepares data. A
+        function is a ``map`` step: what workers can import travels by name; any other, such as one of a notebook's
+        cell, a lambda or an instance with ``__call__``, is stored with the job. In a dict, ``model`` may be a fitted
+        model, which is stored below the job directory's root, as by ``score``.
     sink : Sink or dict
         Output path and mode.
     errors : Errors or dict, optional
@@ -375,7 +376,9 @@ class Job:
             )
         # The sink is not checked: nothing is written to it.
         with own_storage_options(), prepended_sys_path(self.settings.import_paths):
-            plan = draft(self.spec, settings=self.settings).plan
+            # A checkpoint changes no row, and nothing is kept here.
+            steps = tuple(step for step in self.spec.steps if not isinstance(step, CheckpointStep))
+            plan = draft(self.spec.model_copy(update={"steps": steps}), settings=self.settings).plan
         recipe = plan.recipe(job=self.spec.name, directory="", import_paths=self.settings.import_paths)
         # There is no job directory that could keep them.
         recipe = replace(recipe, functions=packed_sources(plan))

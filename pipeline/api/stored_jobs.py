@@ -75,7 +75,7 @@ def _row(summary: JobSummary) -> tuple[object, ...]:
         str(summary.status),
         age,
         record.rows,
-        record.partitions,
+        summary.planned,
         summary.done,
         record.sink,
     )

@@ -18,10 +18,13 @@ _SHOWN = 15
 @click.argument("job", default="@last")
 @click.option("--all", "is_all", is_flag=True, help="Clean up all jobs.")
 @click.option("--older-than", metavar="AGE", help="Also remove jobs that succeeded longer ago than this, such as 30d.")
+@click.option(
+    "--stages", is_flag=True, help="Also remove the rows that jobs kept between their stages, once they succeeded."
+)
 @click.option("--yes", is_flag=True, help="Remove the files. Without --yes they are only listed.")
 @directory_option
 @output_options
-def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str | None) -> None:
+def gc(job: str, is_all: bool, *, older_than: str | None, stages: bool, yes: bool, directory: str | None) -> None:
     """Show leftovers of crashed attempts; with --yes, remove them. Jobs that a driver runs are skipped."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.directory import JobDirectory
@@ -35,13 +38,18 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
     jobs = [JobDirectory.open(summary.directory) for summary in list_jobs(root)] if is_all else [find_job(root, job)]
     sweeps = [
         cleaning.sweep_job(
-            job_directory, now=utc_now(), older_than=age, lease_seconds=settings.lease_seconds, delete=yes
+            job_directory,
+            now=utc_now(),
+            older_than=age,
+            lease_seconds=settings.lease_seconds,
+            delete=yes,
+            stages=stages,
         )
         for job_directory in jobs
     ]
     # Children go with their parent, never by themselves.
     sweeps += [
-        cleaning.sweep_job(child, now=utc_now(), lease_seconds=settings.lease_seconds, delete=yes)
+        cleaning.sweep_job(child, now=utc_now(), lease_seconds=settings.lease_seconds, delete=yes, stages=stages)
         for parent, sweep in zip(jobs, tuple(sweeps), strict=True)
         if not any(leftover.kind == "job" for leftover in sweep.leftovers)
         for child in parent.children()
@@ -50,7 +58,7 @@ def gc(job: str, is_all: bool, older_than: str | None, yes: bool, directory: str
         sweeps.append(cleaning.sweep_root(root, delete=yes))
     swept = [sweep.to_dict() for sweep in sweeps]
     total = sum(leftover.bytes for sweep in sweeps for leftover in sweep.leftovers)
-    ages = f" --older-than {older_than}" if older_than else ""
+    ages = (f" --older-than {older_than}" if older_than else "") + (" --stages" if stages else "")
     again = f"python -m pipeline gc {'--all' if is_all else jobs[0].id}{ages} --yes"
     emit(
         {"removed": yes, "bytes": total, "jobs": [sweep for sweep in swept if sweep["job"] or sweep["leftovers"]]},

@@ -39,6 +39,7 @@ from pipeline.execution.worker_events import SharedClusterState
 from pipeline.jobs.cancellation import Stop, StopReason, partitions_left, stop_checks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipts import SpooledReceipts
 from pipeline.jobs.status import Status
 from pipeline.models.device_options import DeviceOptions
@@ -108,6 +109,8 @@ class Driver(JobRun):
         status = self._decide(ledger)
         if self.stop.is_cancel:
             raise self.stop.error(self.job.id, left=0)
+        if self.parent.seals:
+            self._commit(ledger)
         if not self.parent.publishes:
             return self._finish(Status.SCORED, ledger)
         self._commit_and_publish(ledger)
@@ -115,12 +118,15 @@ class Driver(JobRun):
 
     def _commit_and_publish(self, ledger: Ledger) -> None:
         self.set_status(Status.PUBLISHING, reason="every partition is done")
+        manifest = self._commit(ledger)
+        self.lease.check()
+        publish(manifest, self.job, check_lease=self.lease.check)
+        self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
+
+    def _commit(self, ledger: Ledger) -> Manifest:
         manifest = self.job.manifests.prepare(ledger)
         self.lease.check()
-        committed = self.job.manifests.commit(manifest)
-        self.lease.check()
-        publish(committed.manifest, self.job, check_lease=self.lease.check)
-        self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
+        return self.job.manifests.commit(manifest).manifest
 
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed, unless the output is published: a resume then records the success."""
@@ -303,7 +309,8 @@ class Driver(JobRun):
 
     def _straggler_policy(self) -> StragglerPolicy | None:
         # On a cluster shared with other children, their idle workers look the same as those of this child.
-        is_enabled = self.settings.stragglers and self.parent.cluster is None
+        shared = self.parent.cluster
+        is_enabled = self.settings.stragglers and (shared is None or shared.is_exclusive)
         return StragglerPolicy() if is_enabled else None
 
     # DispatchListener
@@ -338,7 +345,7 @@ class Driver(JobRun):
         :raises PipelineError: if too many rows are rejected.
         """
         examples = first_examples(summarise(self.job, ledger=ledger)) if ledger.rows.rejected else None
-        return decide_status(ledger, job=self.job.id, examples=examples)
+        return decide_status(ledger, job=self.parent.root or self.job.id, examples=examples)
 
 
 def notify_round_started(

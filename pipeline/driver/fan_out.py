@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from pipeline.driver.alias_change import find_outdated
-from pipeline.driver.job_run import JobRun, ParentContext
+from pipeline.driver.job_run import JobRun, ParentContext, RunChild
 from pipeline.driver.outcome import has_output
 from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.step_change import StepMonitor
@@ -22,9 +21,9 @@ from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_fan_out
+from pipeline.jobs.stages import is_done, progress_of
 from pipeline.jobs.status import Status
 from pipeline.report.report import Report
-from pipeline.settings import Settings
 from pipeline.storage.urls import with_storage_options
 
 logger = logging.getLogger(__name__)
@@ -59,20 +58,11 @@ class FanOutStop(Stop):
                 stop.request(reason, message=message, signal_number=signal_number, now=self.now)
 
 
-class RunChild(Protocol):
-    """`pipeline.runner.run_job`, for a child."""
-
-    def __call__(
-        self, job: JobDirectory, /, *, settings: Settings, callbacks: Sequence[Callback], parent: ParentContext
-    ) -> Report:
-        """Run ``job`` to its end."""
-
-
 def is_ready(child: JobDirectory) -> bool:
     """Return True if a child has ended, or is scored and only waits to be published with the others."""
     if child.record.publishes_itself or child.status() is not Status.SCORED:
         return child.is_ended
-    return not child.ledger().todo
+    return is_done(child)
 
 
 @dataclass
@@ -93,7 +83,7 @@ class FanOutDriver(JobRun):
             failures = self._score_children(pending)
             remaining = [child for child in children if child.id in failures or not is_ready(child)]
             if self.stop.is_cancel or (self.stop.is_requested and remaining):
-                raise self.stop.error(self.job.id, left=sum(len(child.ledger().todo) for child in remaining))
+                raise self.stop.error(self.job.id, left=sum(progress_of(child).left for child in remaining))
             if remaining:
                 raise _children_failed(self.job, remaining, failures)
             if not (pending := self._find_outdated(children)):
@@ -138,7 +128,7 @@ class FanOutDriver(JobRun):
         events = _ChildEvents(self.job.id, self.callbacks)
         with ExitStack() as stack:
             shared = None
-            if any(child.ledger().todo for child in pending):
+            if not all(map(is_done, pending)):
                 cluster = cluster_of(self.job.plan.spec, settings=self.settings)
                 self.set_provisioning(cluster)
                 client = stack.enter_context(open_cluster(cluster, directory=self.job.root))
@@ -154,10 +144,9 @@ class FanOutDriver(JobRun):
         return _ChildPool(self, _ChildEvents(self.job.id, ()), None, publishes=True).run(children, width=1)
 
     def _notify_started(self, events: _ChildEvents) -> None:
-        ledgers = [child.ledger() for child in self.job.children()]
-        partitions, done = sum(ledger.planned for ledger in ledgers), sum(len(ledger.done) for ledger in ledgers)
-        pending = sum(partition.rows for ledger in ledgers for partition in ledger.todo)
-        rows = sum(partition.rows for ledger in ledgers for partition in ledger.base.plan.partitions)
+        parts = [progress_of(child) for child in self.job.children()]
+        partitions, done = sum(part.partitions for part in parts), sum(part.done for part in parts)
+        pending, rows = sum(part.rows_pending for part in parts), sum(part.rows for part in parts)
         self.job.events.append(
             "round_started", round=0, partitions=partitions, done=done, rows_done=max(0, rows - pending)
         )

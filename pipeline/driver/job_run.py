@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,6 +26,15 @@ from pipeline.report.report import Report
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+class RunChild(Protocol):
+    """`pipeline.runner.run_job`, for a child of a fan-out, or a stage."""
+
+    def __call__(
+        self, job: JobDirectory, /, *, settings: Settings, callbacks: Sequence[Callback], parent: ParentContext
+    ) -> Report:
+        """Run ``job`` to its end."""
 
 
 class JobDriver(Protocol):
@@ -51,7 +61,8 @@ class JobDriver(Protocol):
 
 @dataclass(frozen=True)
 class ParentContext:
-    """Objects that a child gets from the driver of its fan-out. A job without a parent has its own stop."""
+    """Objects that a child gets from the driver of its fan-out, or a stage from that of its job. A job without a parent
+    has its own stop."""
 
     stop: Stop = field(default_factory=Stop)
     cluster: SharedCluster | None = None
@@ -60,6 +71,10 @@ class ParentContext:
     """True: publish. False: the job ends as SCORED."""
     is_scored: bool = False
     """True: the fan-out has checked that every row is scored, and with which model version. Only publish."""
+    seals: bool = False
+    """True: commit the manifest of a stage, whose files the next stage reads."""
+    root: str = ""
+    """Id of the job whose stage it is, for messages; empty for any other job."""
 
 
 @dataclass

@@ -53,9 +53,8 @@ def has_output(job: JobDirectory) -> bool:
 
 
 def _last_manifest(job: JobDirectory) -> Manifest | None:
-    """Return the manifest of the last round; None if there is none."""
-    manifest = job.manifests.last()
-    return manifest if manifest is not None and manifest.round == job.rounds.all()[-1].number else None
+    """Return the manifest of the last round, of all stages; None if there is none."""
+    return job.committed()
 
 
 def record_success(job: JobDirectory) -> Status:
@@ -63,12 +62,18 @@ def record_success(job: JobDirectory) -> Status:
 
     :returns: the status that was set.
     """
-    ledger = job.ledger()
-    status = decide_status(ledger, job=job.id)
+    manifest = job.manifests.last()
+    if job.record.stages and manifest is not None:
+        ledger, rejected = None, manifest.rows.rejected
+        has_warnings = bool(rejected or manifest.quarantined_files)
+        status = Status.SUCCEEDED_WITH_WARNINGS if has_warnings else Status.SUCCEEDED
+    else:
+        ledger = job.ledger()
+        status, rejected = decide_status(ledger, job=job.id), ledger.rows.rejected
     if job.status() is not Status.PUBLISHING:
         job.set_status(Status.PUBLISHING, reason="the output is published; its driver ended before it recorded that")
     job.write_report(make_report(job, ledger=ledger, status=status).to_dict())
-    job.set_status(status, reason=f"published; {ledger.rows.rejected:,} rows were rejected")
+    job.set_status(status, reason=f"published; {rejected:,} rows were rejected")
     return status
 
 

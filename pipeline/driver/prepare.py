@@ -27,11 +27,11 @@ from pipeline.jobs.record import child_id
 from pipeline.models.device_options import DeviceOptions, check_device, device_options
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
-from pipeline.plan.chain import ResolvedChain, resolve_chain
+from pipeline.plan.chain import ChainFrames, ResolvedChain, resolve_chain
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
 from pipeline.plan.plan import Limits, Plan
-from pipeline.plan.planner import last_schema, make_chain_plan, make_plan
+from pipeline.plan.planner import last_schema, make_chain_plan, make_plan, plan_stages
 from pipeline.plan.pushdown import located, pushed_filters, read_source
 from pipeline.plan.recipe import CheckRecipe, scores_of_columns
 from pipeline.scoring.contract import check_rules, has_values
@@ -56,6 +56,10 @@ _NOT_THE_WORK = {"model", "models", "meta", "engine", "tolerance", "flavor", "al
 
 _LATER = ("on_error", "timeout", "row_timeout", "concurrency", "rows_per_call")
 """Fields of ``map`` steps that digests leave out while they are empty: they came later."""
+
+
+NO_FRAMES = ChainFrames()
+"""Frames of a job without ``map`` steps."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ class _Drafting:
         :raises PipelineError: for anything that would not work.
         """
         spec = self.with_models(absolute(spec))
+        refuse_restart(spec)
         versions = self.models(spec)
         for score, version in zip(scored_steps(spec), versions, strict=True):
             check_engine(score.engine, version, kind=score.output_spec.kind)
@@ -220,14 +225,15 @@ class _Drafting:
     ) -> Plan:
         """Return the plan of steps in any number and order."""
         sample = _source_sample(spec, discovery, discovery.schema) if spec.maps or spec.contract else None
-        frames: tuple[pa.Schema, ...] = ()
+        frames = NO_FRAMES
         if sample is not None and spec.maps:
             paths = self.settings.import_paths
             frames = chain_frames(spec, sample, versions, discovery, import_paths=paths, code=self.code(spec))
         scored = scored_by(spec, versions)
-        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
+        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames.schemas, scored=scored)
         check_chain_rules(chain, sample and sample.select(chain.source.names))
-        return make_chain_plan(spec, chain=chain, discovery=discovery, limits=self.limits, progress=progress)
+        plan = make_chain_plan(spec, chain=chain, discovery=discovery, limits=self.limits, progress=progress)
+        return plan_stages(plan, chain, limits=self.limits, never_null=frames.never_null)
 
     def code(self, spec: JobSpec) -> FoundCode:
         """Return the code of the steps of ``spec``. It is read once, so that the sample runs what the plan names."""
@@ -338,8 +344,8 @@ def chain_frames(
     *,
     import_paths: Sequence[str],
     code: FoundCode,
-) -> tuple[pa.Schema, ...]:
-    """Return the schema after each ``map`` step of a chain, by running the steps on rows of the source."""
+) -> ChainFrames:
+    """Return the columns after each ``map`` step of a chain, by running the steps on rows of the source."""
     from pipeline.scoring.chain_plan import plan_chain_frames  # imports pandas, which only steps need
 
     with redirect_stdout(sys.stderr):
@@ -439,6 +445,22 @@ def _select_increment(
         return replace(discovery, files=(), rejected=(), measured=()), increment.progress
     _check_unchanged(discovery, located)
     return discovery, increment.progress
+
+
+def refuse_restart(spec: JobSpec) -> None:
+    """Refuse a job of several stages that starts over when a model or code changes: sealed stages would keep the old.
+
+    :raises SpecError: if the spec requests it.
+    """
+    for name in ("on_alias_change", "step_change"):
+        if spec.has_stages and getattr(spec, name) == "restart":
+            raise SpecError(
+                "a job with checkpoints does not start over by itself",
+                where=name,
+                found="restart, and a checkpoint among the steps",
+                expected="pin or fail",
+                next_step=f"{name}: fail stops such a job before it publishes; then run it as a new job",
+            )
 
 
 def refuse_incremental(spec: JobSpec) -> None:

@@ -18,7 +18,7 @@ from pipeline.common.code_search import find_code
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.step_code import FoundCode, code_difference
 from pipeline.common.units import iso_time, utc_now
-from pipeline.driver.prepare import chain_frames, check_chain_rules
+from pipeline.driver.prepare import NO_FRAMES, chain_frames, check_chain_rules
 from pipeline.driver.score_models import resolve_model, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputError, OutputConflict, SchemaDrift, SpecError, StateCorrupt
 from pipeline.execution.clusters import cluster_of
@@ -83,9 +83,9 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     :raises PipelineError: for a step or model that cannot be used. In each case nothing was changed.
     """
     _check_fan_out(job)
-    _check_output(job)
+    check_retried_output(job)
     ledger = job.ledger()
-    spec = _changed_spec(ledger.last.plan.spec, request, settings=settings)
+    spec = changed_spec(ledger.last.plan.spec, request, settings=settings)
     for round_ in job.rounds.all():
         remember_packed(job.root, round_.plan)
     code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
@@ -96,7 +96,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         plan = _replan(ledger, spec, request, settings=settings, code=code, import_paths=job.record.import_paths)
     plan = replace(plan, code=code.steps, sources=code.sources)
     limits = cluster_of(spec, settings=settings).limits()
-    work = _find_work(job, ledger, limits=limits)
+    work = find_work(job, ledger, limits=limits)
     if not work.partitions and not work.repaired:
         return None
     plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, quarantined_files=())
@@ -109,7 +109,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
         epoch=epoch,
         created=iso_time(utc_now()),
         supersedes=ledger.pending,
-        changes=_changes(ledger.last.plan, plan),
+        changes=plan_changes(ledger.last.plan, plan),
         quarantined_files=work.still_rejected,
         repaired_files=[file.path for file in work.repaired],
     )
@@ -137,7 +137,11 @@ def _check_fan_out(job: JobDirectory) -> None:
         )
 
 
-def _check_output(job: JobDirectory) -> None:
+def check_retried_output(job: JobDirectory) -> None:
+    """Refuse to repair an output that another job has overwritten.
+
+    :raises OutputConflict: if it has.
+    """
     manifest = job.manifests.last()
     published = read_published(manifest, job) if manifest else None
     if published is not None and published.is_replaced:
@@ -148,7 +152,7 @@ def _check_output(job: JobDirectory) -> None:
         )
 
 
-def _changed_spec(spec: JobSpec, request: RetryRequest, *, settings: Settings) -> JobSpec:
+def changed_spec(spec: JobSpec, request: RetryRequest, *, settings: Settings) -> JobSpec:
     """Return ``spec`` with the requested changes.
 
     :raises SpecError: for a field that is not in `MAY_CHANGE`, and for an invalid value.
@@ -202,17 +206,17 @@ def _replan(
     is_same_code = not code_difference(last.code, code.steps)
     if request.is_empty and is_same_code:
         return last
-    models = _models(last, spec, request, settings=settings)
+    models = retry_models(last, spec, request, settings=settings)
     is_same_spec = spec.steps == last.spec.steps and spec.contract == last.spec.contract
-    if is_same_spec and is_same_code and models == _models(last, last.spec, RetryRequest(), settings=settings):
+    if is_same_spec and is_same_code and models == retry_models(last, last.spec, RetryRequest(), settings=settings):
         return replace(last, spec=spec)
-    discovery = _discovery(ledger, spec)
-    if not (spec.is_plain and last.spec.is_plain):
+    discovery = stored_discovery(ledger, spec)
+    if not (spec.is_plain and last.is_plain):
         return _replan_chain(ledger, spec, models, discovery, code=code, import_paths=import_paths)
     (model,) = models
     predictions = prediction_schema(model, spec.score.output_spec)
     is_same_frame = spec.maps == last.spec.maps and is_same_code
-    sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
+    sample = sample_table(discovery, columns=ledger.base.plan.source_columns)
     frames, mapped = (last.frames, None) if spec.maps else ((), sample)
     if spec.maps and not (is_same_frame and last.frames):
         frames, mapped = _run_steps(spec, discovery, sample, code, import_paths)
@@ -227,13 +231,13 @@ def _replan(
         source_rules=columns.source_rules,
         score_rules=columns.score_rules,
         features=columns.features,
-        task_memory=last.task_memory + _added_memory(last, models),
+        task_memory=last.task_memory + added_memory(last, models),
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         frame_schemas=tuple(schema.serialize().to_pybytes() for schema in frames),
     )
 
 
-def _models(last: Plan, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> tuple[ModelVersion, ...]:
+def retry_models(last: Plan, spec: JobSpec, request: RetryRequest, *, settings: Settings) -> tuple[ModelVersion, ...]:
     """Return the version of each ``score`` step: that of the last plan, unless the retry names another model."""
     pins = {} if request.model is not None else last.pins
     models = []
@@ -263,11 +267,13 @@ def _replan_chain(
             expected="the same filter steps there",
             next_step="run the job spec again as a new job",
         )
-    sample = _sample_table(discovery, columns=ledger.base.plan.source_columns)
-    frames = chain_frames(spec, sample, models, discovery, import_paths=import_paths, code=code) if spec.maps else ()
+    sample = sample_table(discovery, columns=ledger.base.plan.source_columns)
+    frames = NO_FRAMES
+    if spec.maps:
+        frames = chain_frames(spec, sample, models, discovery, import_paths=import_paths, code=code)
     scored = scored_by(spec, models)
-    with _known_columns(discovery.schema):
-        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames, scored=scored)
+    with known_columns(discovery.schema):
+        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames.schemas, scored=scored)
     check_chain_rules(chain, sample.select(chain.source.names))
     _check_same_schema(ledger.base.plan, chain.output)
     scores = scores_of(chain.recipes)
@@ -282,7 +288,7 @@ def _replan_chain(
         frame_schemas=(),
         chain=chain.recipes,
     )
-    return replace(plan, task_memory=last.task_memory + _added_memory(last, plan.models))
+    return replace(plan, task_memory=last.task_memory + added_memory(last, plan.models))
 
 
 def _check_same_schema(base: Plan, output: pa.Schema) -> None:
@@ -298,14 +304,14 @@ def _check_same_schema(base: Plan, output: pa.Schema) -> None:
         )
 
 
-def _added_memory(last: Plan, models: Sequence[ModelVersion]) -> int:
+def added_memory(last: Plan, models: Sequence[ModelVersion]) -> int:
     """Return the bytes by which ``models`` need more memory than those of the plan; 0 if they need less."""
     engine = last.can_use_tree_engine
     needed, had = (sum(model.nbytes for model in group) for group in (models, last.models))
     return max(0, shared_memory(needed, engine=engine) - shared_memory(had, engine=engine))
 
 
-def _discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
+def stored_discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
     """Return the files and columns of the job as they were planned."""
     base = ledger.base.plan
     schema = pa.ipc.read_schema(pa.py_buffer(base.source_schema))
@@ -329,13 +335,13 @@ def _columns(
     outputs: tuple[str, ...],
 ) -> Columns:
     schema = discovery.schema
-    with _known_columns(schema):
+    with known_columns(schema):
         frame = last_schema(frames, schema)
         return resolve_columns(spec, model=model, discovery=discovery, frame=frame, outputs=outputs)
 
 
 @contextmanager
-def _known_columns(schema: pa.Schema) -> Iterator[None]:
+def known_columns(schema: pa.Schema) -> Iterator[None]:
     """Add to errors about columns that a retry has no others."""
     try:
         yield
@@ -347,7 +353,8 @@ def _known_columns(schema: pa.Schema) -> Iterator[None]:
         raise
 
 
-def _sample_table(discovery: Discovery, *, columns: Sequence[str]) -> pa.Table:
+def sample_table(discovery: Discovery, *, columns: Sequence[str]) -> pa.Table:
+    """Return rows of an unchanged input file; none if there is no such file."""
     batch = _sample(discovery, columns=columns)
     return empty_table(discovery.schema) if batch is None else batch.table
 
@@ -394,14 +401,16 @@ def _check_same_output(base: Plan, keep: Sequence[str], predictions: pa.Schema) 
 
 
 @dataclass(frozen=True)
-class _RetryWork:
+class RetryWork:
+    """Rows and files that a round of a retry scores."""
+
     files: tuple[InputFile, ...]
     partitions: tuple[Partition, ...]
     repaired: tuple[InputFile, ...]
     still_rejected: tuple[QuarantinedFile, ...]
 
 
-def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWork:
+def find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> RetryWork:
     """Find rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
     rejected = find_rejected(job.store, ledger, threads=threads)
@@ -411,7 +420,7 @@ def _find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> _RetryWo
     known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
     used = {fragment.path for fragments in pending for fragment in fragments}
     files = (*rejected.files, *(file for path, file in known.items() if path in used), *repaired)
-    return _RetryWork(files, number_partitions(packed), repaired, still_rejected)
+    return RetryWork(files, number_partitions(packed), repaired, still_rejected)
 
 
 def number_partitions(fragments: Sequence[Sequence[Fragment]]) -> tuple[Partition, ...]:
@@ -450,7 +459,8 @@ def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[Q
     return repaired, tuple(file for file in rechecked if isinstance(file, QuarantinedFile))
 
 
-def _changes(before: Plan, after: Plan) -> tuple[str, ...]:
+def plan_changes(before: Plan, after: Plan) -> tuple[str, ...]:
+    """Return the differences between the plans of two rounds, in words."""
     changes = spec_difference(before.spec.to_dict(exclude=NOT_THE_WORK), after.spec.to_dict(exclude=NOT_THE_WORK))
     changes += code_difference(before.code, after.code)
     if before.model.digest != after.model.digest:

@@ -28,6 +28,16 @@ def put_sources(store: Store, plan: Plan) -> None:
         store.put_if_absent(layout.code_path(code_digest(plan.code)), archive)
 
 
+def copy_sources(store: Store, other: Store, plan: Plan) -> None:
+    """Store the sources that one job directory has in another one, whose plan has the same steps."""
+    names = [layout.code_path(code_digest(plan.code))] if plan.code else []
+    for digest in [digest_of(step.module) for step in plan.code if is_packed(step.module)]:
+        names += [layout.packed_path(digest), layout.packed_source_path(digest)]
+    for name in names:
+        if store.exists(name):
+            other.put_if_absent(name, store.read(name))
+
+
 def _is_open(source: bytes) -> bool:
     """Return True for a source without anything that messages and logs mask."""
     text = source.decode(errors="replace")

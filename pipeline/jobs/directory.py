@@ -24,6 +24,7 @@ from pipeline.jobs.code_archive import put_sources
 from pipeline.jobs.event_log import EventLog, last_status
 from pipeline.jobs.lease import LEASE_SECONDS, Lease, hold_lease
 from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.manifest_log import ManifestLog
 from pipeline.jobs.receipt_folder import ReceiptFolder
 from pipeline.jobs.receipts import Receipt
@@ -53,7 +54,9 @@ class JobOptions:
     reason: str = "run by hand"
     """Reason of the first status."""
     parent: JobRecord | None = None
-    """Fan-out whose child the job is."""
+    """Fan-out whose child the job is, or job whose stage it is."""
+    stage: str = ""
+    """Name of a stage's folder; empty for any other job."""
 
 
 DEFAULT_OPTIONS = JobOptions()
@@ -117,6 +120,7 @@ class JobDirectory:
             working_directory=options.working_directory or os.getcwd(),
             import_paths=options.import_paths,
             parent=options.parent,
+            stage=options.stage,
         )
         for child in children or plan.children:
             # Children come first: once job.json exists, the whole job must exist.
@@ -237,8 +241,19 @@ class JobDirectory:
             return False
         if self.record.children:
             return all(child.is_ended for child in self.children())
+        return self.committed() is not None
+
+    def committed(self) -> Manifest | None:
+        """Return the last manifest, if it names the rows of all rounds; those of the stages, too, if there are some."""
         last = self.manifests.last()
-        return last is not None and last.round == self.rounds.all()[-1].number
+        if last is None or last.round != self.rounds.all()[-1].number:
+            return None
+        for sealed in last.inputs if self.record.stages else ():
+            stage = JobDirectory.open(self.store.url(layout.stage_folder(sealed.stage)), fsync=self.fsync)
+            found = stage.committed()
+            if found is None or found.number != sealed.manifest:
+                return None
+        return last
 
     def resolve(self, path: str) -> str:
         """Return ``path`` of the spec as an absolute path or URL.

@@ -17,6 +17,8 @@ REPORT_PAGE = "report.html"
 PROGRESS_FILE = "progress.json"
 SKETCHES_FILE = "sketches.json"
 PROBE_FILE = "probe.json"
+REMOVED_FILE = "removed.json"
+"""Mark of a stage whose data files were removed, because the job has succeeded."""
 SUPERSEDED_FILE = "superseded.json"
 """Mark of a job whose input belongs to another job from now on."""
 
@@ -30,6 +32,8 @@ SUBMISSIONS = "submissions"
 STARTS = "starts"
 CHILDREN = "children"
 """Holds the job directories of a fan-out's children."""
+STEPS = "steps"
+"""Holds the job directories of the stages of a job."""
 COMMITS = "commits"
 """Holds the commits of a fan-out."""
 CERTIFICATES = "tls"
@@ -103,7 +107,7 @@ def rejects_name(partition: str, attempt: str) -> str:
 
 def round_of(path: str) -> int:
     """Number of the round in whose folder the file ``path`` lies."""
-    return int(path.split("/")[1])
+    return int(path.rpartition(f"{ROUNDS}/")[2].split("/")[0])
 
 
 def round_record_path(round: int) -> str:
@@ -169,10 +173,20 @@ def child_folder(slug: str) -> str:
     return f"{CHILDREN}/{slug}"
 
 
+def stage_folder(name: str) -> str:
+    """Job directory of a stage."""
+    return f"{STEPS}/{name}"
+
+
 def family_folder(directory: str) -> str:
-    """Return the job directory of the fan-out whose child lies in ``directory``; of any other job, ``directory``."""
-    parent, _, slug = directory.rpartition(f"/{CHILDREN}/")
-    return parent if parent and "/" not in slug else directory
+    """Return the job directory of the fan-out whose child lies in ``directory``; of any other job, ``directory``.
+
+    The directory of a stage counts as that of its job.
+    """
+    for folder in (STEPS, CHILDREN):
+        parent, _, slug = directory.rpartition(f"/{folder}/")
+        directory = parent if parent and "/" not in slug else directory
+    return directory
 
 
 def code_path(digest: str) -> str:

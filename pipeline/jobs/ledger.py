@@ -14,6 +14,7 @@ from pipeline.jobs.receipts import Receipt, Receipts, ReceiptView, Totals
 from pipeline.jobs.rounds import Round, RoundReason, model_details
 from pipeline.jobs.splits import current_partitions, partition_key
 from pipeline.plan.plan import Partition
+from pipeline.plan.stages import SealedInput
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,12 @@ class Ledger:
             )
             files |= {file.path: file for file in added}
         return tuple(files[path] for path in sorted(files))
+
+    @property
+    def inputs(self) -> tuple[SealedInput, ...]:
+        """Manifests of earlier stages whose files count, as the last round has them; none for a job."""
+        role = self.last.plan.role
+        return role.inputs if role else ()
 
     @property
     def planned_rows(self) -> int:

@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.record import JobRecord
+from pipeline.jobs.stages import stage_states
 from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
 from pipeline.storage.urls import is_local_path, with_storage_options
@@ -38,6 +39,8 @@ class JobSummary:
     """Children of a fan-out."""
     done: int = 0
     """Number of partitions that have a receipt; for a successful job, all."""
+    planned: int = 0
+    """Number of planned partitions; estimated for stages that are not planned yet."""
 
     def to_dict(self, *, now: datetime) -> dict[str, Any]:
         """The summary as JSON output shows it.
@@ -51,7 +54,7 @@ class JobSummary:
             "status": str(self.status),
             "created": record.created,
             "age": self.age(now),
-            "partitions": {"done": self.done, "planned": record.partitions},
+            "partitions": {"done": self.done, "planned": self.planned},
             "model": record.model,
             "rows": record.rows,
             "output": record.sink,
@@ -102,13 +105,24 @@ def _has_name(record: JobRecord, pattern: str) -> bool:
 
 def _summary(job: JobDirectory) -> JobSummary:
     status, children = job.status(), tuple(_summary(child) for child in job.children())
+    if job.record.stages:
+        return _summary_of_stages(job, status)
     if status.is_success:
         done = job.record.partitions
     elif children:
         done = sum(child.done for child in children)
     else:
         done = len(job.store.list(layout.receipts_folder(0)))
-    return JobSummary(job.record, status, job.root, children, min(done, job.record.partitions))
+    planned = job.record.partitions
+    return JobSummary(job.record, status, job.root, children, min(done, planned), planned)
+
+
+def _summary_of_stages(job: JobDirectory, status: Status) -> JobSummary:
+    stages = [state.job for state in stage_states(job) if state.job is not None]
+    planned = [stage.record.partitions for stage in stages]
+    done = [len(stage.store.list(layout.receipts_folder(0))) for stage in stages]
+    later = sum(stage.partitions for stage in job.plan.stages[len(stages) :])
+    return JobSummary(job.record, status, job.root, (), sum(map(min, done, planned)), sum(planned) + later)
 
 
 def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:

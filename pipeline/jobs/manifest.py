@@ -15,6 +15,7 @@ from pipeline.jobs import layout
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import DataFile, Receipt
 from pipeline.jobs.rounds import model_details
+from pipeline.plan.stages import SealedInput
 
 SCHEMA_VERSION = 2
 """Manifests of version 1 had SHA-256 for a checksum; they are read."""
@@ -77,6 +78,9 @@ class Manifest:
     """Model version of each round that has output files."""
     quarantined_files: tuple[str, ...] = ()
     """Input files that were quarantined. No count includes their rows."""
+    inputs: tuple[SealedInput, ...] = ()
+    """Of a stage: the manifests whose files it reads. Of a job of stages: the manifest of each stage, in order. Left
+    out of the stored form if empty."""
 
     def to_json_bytes(self) -> bytes:
         """The manifest as stored: one JSON object with a schema version, a line per field and per file."""
@@ -84,6 +88,8 @@ class Manifest:
         text = io.BytesIO()
         text.write(f'{{\n "schema_version": {SCHEMA_VERSION}'.encode())
         for name, value in record.items():
+            if name == "inputs" and not value:
+                continue
             text.write(f',\n "{name}": '.encode())
             if name in _LISTS:
                 _write_files(text, value)
@@ -106,6 +112,7 @@ class Manifest:
             record["model"] = ManifestModel(**record["model"])
             record["models"] = {int(n): ManifestModel(**model) for n, model in record.get("models", {}).items()}
             record["quarantined_files"] = tuple(record.get("quarantined_files", ()))
+            record["inputs"] = tuple(SealedInput(**one) for one in record.get("inputs", ()))
             for key in _LISTS:
                 record[key] = tuple(ManifestFile(**from_stored(file)) for file in record[key])
             return Manifest(**record)
@@ -166,6 +173,7 @@ def make_manifest(ledger: Ledger, *, number: int, job: str, plan: str, created: 
             n: ManifestModel(**model_details(ledger.round(n).plan)) for n in sorted({file.round for file in files})
         },
         quarantined_files=tuple(file.path for file in ledger.quarantined_files),
+        inputs=ledger.inputs,
     )
 
 

@@ -41,6 +41,7 @@ def check_job_id(job: str) -> str:
 
 
 _FAN_OUT_FIELDS = ("children", "parent", "publishes_itself", "publishes_children_together")
+_STAGE_FIELDS = ("stages", "stage")
 
 
 def child_id(parent: str, slug: str) -> str:
@@ -73,17 +74,22 @@ class JobRecord:
     children: int = 0
     """Number of children of a fan-out; 0 for any other job."""
     parent: str = ""
-    """Job id of the fan-out whose child the job is; empty for any other job."""
+    """Job id of the fan-out whose child the job is, or of the job whose stage it is; empty for any other job."""
     publishes_itself: bool = True
-    """False: its parent publishes the job together with the other children."""
+    """False: its parent publishes the job together with the other children, or as the last of its stages."""
     publishes_children_together: bool = False
     """True for a fan-out that publishes its children only once all are ready."""
+    stages: int = 0
+    """Number of stages of a job with checkpoints between its steps; 0 for any other job."""
+    stage: str = ""
+    """Name of the folder of a stage; empty for a job. ``parent`` is then the job whose stage it is."""
 
     def to_json_bytes(self) -> bytes:
         """The record as stored, with a schema version. Fields of fan-outs are left out of other jobs."""
         record = asdict(self)
         if not self.children and not self.parent:
             record = {name: value for name, value in record.items() if name not in _FAN_OUT_FIELDS}
+        record = {name: value for name, value in record.items() if value or name not in _STAGE_FIELDS}
         return json.dumps({"schema_version": 1, **record}, indent=1).encode() + b"\n"
 
     @staticmethod
@@ -115,10 +121,12 @@ def record_of(
     working_directory: str,
     import_paths: tuple[str, ...],
     parent: JobRecord | None = None,
+    stage: str = "",
 ) -> JobRecord:
     """Make the record of a new job.
 
-    :param parent: Record of the fan-out whose child the job is.
+    :param parent: Record of the fan-out whose child the job is, or of the job whose stage it is.
+    :param stage: Name of a stage's folder; empty for any other job.
     """
     return JobRecord(
         job=job,
@@ -134,8 +142,10 @@ def record_of(
         import_paths=import_paths,
         children=len(plan.children),
         parent=parent.job if parent else "",
-        publishes_itself=parent is None or not parent.publishes_children_together,
+        publishes_itself=not stage and (parent is None or not parent.publishes_children_together),
         publishes_children_together=plan.spec.fan_out is not None and plan.spec.fan_out.publish == "all",
+        stages=0 if plan.children else len(plan.stages),
+        stage=stage,
     )
 
 

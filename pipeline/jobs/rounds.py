@@ -41,6 +41,8 @@ class RoundReason(StrEnum):
     """The model reference resolves to another version: all rows are scored again."""
     STEP_CHANGE = "step change"
     """The code of a step changed: all rows are scored again."""
+    UPSTREAM = "upstream"
+    """A retry of an earlier stage has added files to those that the stage reads."""
     FILES_QUARANTINED = "files quarantined"
     """Input files turned out bad while they were read. The other rows are scored without them."""
 

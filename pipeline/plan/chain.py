@@ -6,7 +6,7 @@ scores, and what ``map`` steps behind the last score make; ``keep`` or a last ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +26,7 @@ from pipeline.plan.columns import (
     model_features,
     worthwhile,
 )
+from pipeline.plan.outline import Stage, outline, stage_spec
 from pipeline.plan.pushdown import condition, located, pushed_filters, read_source
 from pipeline.plan.recipe import (
     AnyScore,
@@ -45,8 +46,8 @@ from pipeline.plan.recipe import (
 from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.sources.types import read_type
-from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parts import ColumnContract, FilterStep, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.job_spec import AnyStep, JobSpec
+from pipeline.spec.parts import CheckpointStep, ColumnContract, FilterStep, MapStep, Score, ScoreStep, SelectStep
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,30 @@ class ScoredBy:
     """One, or those of a list; by key, one for each, then that of other keys."""
     predictions: pa.Schema
     """Columns that receive the scores."""
+
+
+@dataclass(frozen=True)
+class ChainFrames:
+    """Columns of a chain that only running its steps shows."""
+
+    schemas: tuple[pa.Schema, ...] = ()
+    """Schema after each ``map`` step."""
+    never_null: tuple[frozenset[str], ...] = ()
+    """Columns without nulls at each checkpoint before the last ``map`` step."""
+
+
+@dataclass(frozen=True)
+class ResolvedStage:
+    """The steps of one stage, and its columns."""
+
+    stage: Stage
+    recipes: tuple[StepRecipe, ...]
+    source: pa.Schema
+    """Columns that it reads, of the source or of the stage before."""
+    output: pa.Schema
+    """Columns of its rows after the last step that later stages need; of the last stage, the columns of the output."""
+    scores: tuple[str, ...]
+    """Columns of ``output`` that hold scores."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,8 @@ class ResolvedChain:
     """Columns of the output that hold scores."""
     before: tuple[pa.Schema, ...]
     """Columns before each of ``recipes``, on which its rules are checked."""
+    stages: tuple[ResolvedStage, ...] = ()
+    """The stages, in order; empty for a job without a step that ends one."""
 
 
 def resolve_chain(
@@ -90,7 +117,8 @@ def resolve_chain(
     for number, step in enumerate(spec.steps):
         walk.take(number, step)
     output = walk.output()
-    recipes, needed = _needed(walk.recipes, output.names)
+    stages, needed = _cut_stages(spec, walk, output)
+    recipes = tuple(recipe for stage in stages for recipe in stage.recipes)
     filter_text = read_source(spec).filter
     if needed is not None:
         needed |= {name for name in spec.contract if name in discovery.schema.names}
@@ -105,7 +133,53 @@ def resolve_chain(
         output=output,
         scores=tuple(name for name in walk.scores if name in output.names),
         before=tuple(walk.before),
+        stages=tuple([replace(stages[0], source=source), *stages[1:]]) if spec.has_stages else (),
     )
+
+
+def _cut_stages(spec: JobSpec, walk: _Walk, output: pa.Schema) -> tuple[list[ResolvedStage], set[str] | None]:
+    """Cut the steps of a walk into stages, each with the columns that the stages behind it need.
+
+    :returns: the stages, the only one for a job without checkpoints; and the columns of the source that are needed,
+        None for all.
+    """
+    stages: list[ResolvedStage] = []
+    of_spec = outline(spec) or (Stage(0, 0, len(spec.steps), is_last=True),)
+    edges = [0, *(end.recipes for end in walk.ends), len(walk.recipes)]
+    schema, needed = output, set(output.names)
+    read: set[str] | None = None
+    for stage in reversed(of_spec):
+        recipes, read = _needed(walk.recipes[edges[stage.number] : edges[stage.number + 1]], needed)
+        if stage.number:
+            filter_text = read_source(stage_spec(spec, stage)).filter
+            if read is not None and filter_text is not None:
+                read |= parse_filter(filter_text).columns
+        frame = walk.ends[stage.number - 1].frame if stage.number else None
+        source = pa.schema([]) if frame is None else _kept(frame, read)
+        scores = walk.ends[stage.number].scores if stage.number < len(walk.ends) else tuple(walk.scores)
+        names = tuple(name for name in scores if name in schema.names)
+        stages.append(ResolvedStage(stage, recipes, source, schema, names))
+        if frame is not None:
+            schema, needed = source, set(source.names)
+    return stages[::-1], read
+
+
+def _kept(frame: pa.Schema, needed: Collection[str] | None) -> pa.Schema:
+    """Return the columns of a checkpoint: those that are needed behind it, and at least one, which holds the rows."""
+    kept = [field for field in frame if needed is None or field.name in needed] or [frame.field(0)]
+    schema = pa.schema([field.with_type(read_type(field.type)).remove_metadata() for field in kept])
+    check_reserved(schema)
+    return schema
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a stage in a walk."""
+
+    recipes: int
+    """Number of recipes before it."""
+    frame: pa.Schema
+    scores: tuple[str, ...]
 
 
 class _Walk:
@@ -123,15 +197,22 @@ class _Walk:
         self.scores: list[str] = []
         self.recipes: list[StepRecipe] = []
         self.before: list[pa.Schema] = []
+        self.ends: list[_End] = []
+        """End of each stage but the last."""
         self._maps, self._scored = iter(map_schemas), iter(scored)
-        self._pushed = pushed_filters(spec)
+        stages = outline(spec) or (Stage(0, 0, len(spec.steps), is_last=True),)
+        self._pushed = {number for stage in stages for number in pushed_filters(spec, first=stage.first)}
+        """Numbers of the filters with which the files of the source or of a checkpoint are read."""
         self._last_score = max((n for n, step in enumerate(spec.steps) if isinstance(step, ScoreStep)), default=-1)
         self._unmade = {name: part for name, part in spec.contract.items() if name not in discovery.schema.names}
         """The contract of columns that no step so far has made."""
         self._check_source_contract()
 
-    def take(self, number: int, step: MapStep | FilterStep | SelectStep | ScoreStep) -> None:
+    def take(self, number: int, step: AnyStep) -> None:
         """Resolve the next step."""
+        if isinstance(step, CheckpointStep):
+            self.ends.append(_End(len(self.recipes), self.frame, tuple(self.scores)))
+            return
         if isinstance(step, FilterStep):
             self._check_condition(step.filter, f"steps.{number}.filter")
             if number not in self._pushed:
@@ -379,7 +460,7 @@ def is_key_type(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, types.is_date))
 
 
-def _needed(recipes: Sequence[StepRecipe], output: Sequence[str]) -> tuple[tuple[StepRecipe, ...], set[str] | None]:
+def _needed(recipes: Sequence[StepRecipe], output: Collection[str]) -> tuple[tuple[StepRecipe, ...], set[str] | None]:
     """Return the steps without columns that nothing behind them needs, and the columns of the source that they need.
 
     None: all columns, since the columns that a map step needs are unknown.

@@ -22,9 +22,10 @@ from pipeline.models.model import ModelVersion
 from pipeline.models.options import promise_text, promise_warning, rounds_text, unused_rounds_warning
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
+from pipeline.plan.stages import PlannedStage
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
-from pipeline.spec.parts import FilterStep, MapStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, FilterStep, MapStep, SelectStep
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 
@@ -131,7 +132,7 @@ class PlanSummary:
     @property
     def columns(self) -> list[str]:
         """Columns of the output."""
-        if not self.plan.spec.is_plain:
+        if not self.plan.is_plain:
             return list(pa.ipc.read_schema(pa.py_buffer(self.plan.output_schema)).names)
         return [*self.plan.keep, *self.plan.outputs]
 
@@ -179,6 +180,7 @@ class PlanSummary:
         return {
             "name": self.plan.spec.name,
             "plan": self.plan.digest,
+            **({"stages": list(map(_stage_record, self.plan.stages))} if self.plan.stages else {}),
             "rows": self.rows,
             "pruned_rows": self.pruned_rows,
             "bytes": self.bytes,
@@ -303,6 +305,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "cluster": f"{plural(limits.workers, 'worker')}, {threads}",
         "model": _listed_models(plan.models),
         "by key": "; ".join(filter(None, map(_keys_text, plan.chain))),
+        "stages": _stages_text(plan),
         "steps": "" if plan.spec.is_plain else "; ".join(map(step_text, plan.spec.steps)),
         "code": "; ".join(map(code_text, summary.code)),
         "promise": "; ".join(dict.fromkeys(filter(None, map(promise_text, plan.models)))),
@@ -317,6 +320,30 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }
+
+
+def _stage_record(stage: PlannedStage) -> dict[str, Any]:
+    columns = pa.ipc.read_schema(pa.py_buffer(stage.output_schema)).names
+    return {
+        "steps": stage.slug,
+        "kind": stage.kind,
+        "partitions": stage.partitions,
+        "memory": stage.task_memory,
+        "columns": list(columns),
+    }
+
+
+def _stages_text(plan: Plan) -> str:
+    """Describe the stages of a job; empty for a job without a checkpoint."""
+    if not plan.stages:
+        return ""
+    first, *later = plan.stages
+    texts = [f"{first.title} in {plural(first.partitions, 'partition')}"]
+    texts += [
+        f"{stage.title} in about {plural(stage.partitions, 'partition')}, {format_bytes(stage.task_memory)} a task"
+        for stage in later
+    ]
+    return "; ".join(texts) + ", planned from the rows that the stage before has kept"
 
 
 def _listed_models(models: Sequence[ModelVersion]) -> str:
@@ -338,6 +365,8 @@ def step_text(step: AnyStep) -> str:
         return describe(step.map)
     if isinstance(step, FilterStep):
         return f"filter {step.filter}"
+    if isinstance(step, CheckpointStep):
+        return "checkpoint"
     if isinstance(step, SelectStep):
         return f"select {listed(list(step.columns))}"
     where = f" where {step.score.where}" if step.score.where is not None else ""

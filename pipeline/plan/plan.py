@@ -23,6 +23,7 @@ from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.pushdown import read_source
 from pipeline.plan.recipe import ColumnRule, MapRecipe, ScoreRecipe, StageRecipe, StepRecipe, scores_of
+from pipeline.plan.stages import PlannedStage, StageRole
 from pipeline.plan.step_record import step_identity
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import JobSpec
@@ -150,6 +151,11 @@ class Plan:
 
     model_bytes: int = 0
     """Bytes of the model files that a worker holds at a time, if there are models by key; 0: all."""
+    stages: tuple[PlannedStage, ...] = ()
+    """Stages of a job with checkpoints between its steps; partitions and memory are then those of the first. Empty for
+    any other job, and for a stage."""
+    role: StageRole | None = None
+    """Place of a stage in its job; None for a job."""
 
     @property
     def rows(self) -> int:
@@ -157,14 +163,19 @@ class Plan:
         return sum(file.rows for file in self.files) + sum(child.rows for child in self.children)
 
     @property
+    def is_plain(self) -> bool:
+        """True if the plan has no ``chain``, because its spec needs none; see `JobSpec.is_plain`."""
+        return self.role is None and self.spec.is_plain
+
+    @property
     def scores(self) -> tuple[ScoreRecipe, ...]:
         """Recipes of the models, in order; those of a step with several one by one."""
-        return (self._score_recipe(),) if self.spec.is_plain else scores_of(self.chain)
+        return (self._score_recipe(),) if self.is_plain else scores_of(self.chain)
 
     @property
     def score_models(self) -> tuple[ModelVersion, ...]:
         """Model version of each model reference of the spec, in order."""
-        return (self.model,) if self.spec.is_plain else tuple(score.model for score in self.scores)
+        return (self.model,) if self.is_plain else tuple(score.model for score in self.scores)
 
     @property
     def models(self) -> tuple[ModelVersion, ...]:
@@ -242,6 +253,8 @@ class Plan:
                 "incremental baseline": [self.progress.baseline, self.progress.replaces]
                 if self.progress.baseline
                 else None,
+                "stages": [stage.identity for stage in self.stages] or None,
+                "role": self.role.to_record() if self.role else None,
             }
         )
 
@@ -295,7 +308,7 @@ class Plan:
             columns=self.source_columns,
             filter=read_source(spec).filter,
             schema=self.source_schema,
-            chain=(*self._map_recipes(), self._score_recipe()) if spec.is_plain else self.chain,
+            chain=(*self._map_recipes(), self._score_recipe()) if self.is_plain else self.chain,
             source_rules=self.source_rules,
             output_schema=self.output_schema,
             batch_rows=self.batch_rows,
@@ -312,6 +325,8 @@ class Plan:
             storage=spec.storage,
             never_null=self.never_null,
             sketch_every=sketch_every,
+            keeps_origin=self.role is not None and self.role.keeps_origin,
+            reads_origin=self.role is not None and self.role.reads_origin,
         )
 
     def _map_recipes(self) -> Iterator[MapRecipe]:

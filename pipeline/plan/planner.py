@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.common.rows import InputFile
+from pipeline.common.rows import InputFile, RowGroup
 from pipeline.devices.memory import MAX_BATCH_ROWS
+from pipeline.errors import InsufficientMemory
 from pipeline.models.cache import limit_bytes
 from pipeline.models.engines import engine_options
 from pipeline.models.model import NO_MODEL, ModelVersion
@@ -29,9 +30,11 @@ from pipeline.plan.memory import (
     written_group_bytes,
     written_group_rows,
 )
+from pipeline.plan.outline import Stage, outline, stage_spec
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
-from pipeline.plan.recipe import KeyedRecipe, StepRecipe, held_steps, scores_of
+from pipeline.plan.recipe import ORIGIN, AnyScore, KeyedRecipe, StepRecipe, held_steps, scores_of
+from pipeline.plan.stages import PlannedStage, SealedInput, StageRole
 from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
@@ -101,16 +104,9 @@ def make_chain_plan(
     """
     scores = scores_of(chain.recipes)
     keep = tuple(name for name in chain.output.names if name not in chain.scores)
-    engine = any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores)
-    used = _Used(
-        chain.read,
-        chain.source,
-        keep,
-        _matrix_features(chain.recipes),
-        held_bytes(chain.recipes, memory=limits.memory),
-        engine,
-        _has_limits(spec),
-    )
+    first = chain.stages[0] if chain.stages else None
+    recipes, output = (first.recipes, first.output) if first else (chain.recipes, chain.output)
+    used = _used(spec, recipes, read=chain.read, source=chain.source, output=output, limits=limits)
     return Plan(
         spec=spec,
         model=scores[0].model if scores else NO_MODEL,
@@ -125,8 +121,124 @@ def make_chain_plan(
         progress=progress,
         never_null=tuple(sorted(discovery.never_null)) if spec.maps else (),
         chain=chain.recipes,
-        model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in chain.recipes) else 0,
-        **_cut(spec, discovery, used, output=chain.output, limits=limits, target_bytes=target_bytes),
+        model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in recipes) else 0,
+        **_cut(spec, discovery, used, output=output, limits=limits, target_bytes=target_bytes),
+    )
+
+
+def plan_stages(
+    plan: Plan, chain: ResolvedChain, *, limits: Limits, never_null: Sequence[Collection[str]] = ()
+) -> Plan:
+    """Return the plan of a job with its stages; ``plan`` itself for a job without a step that ends one.
+
+    :param never_null: columns without nulls behind the end of each stage but the last.
+    :raises InsufficientMemory: when a worker cannot run a later stage, as far as that is known before the stage runs.
+    """
+    known = [(), *never_null, *[()] * len(chain.stages)]
+    stages = tuple(
+        PlannedStage(
+            slug=part.stage.slug,
+            kind=part.stage.kind,
+            recipes=len(part.recipes),
+            output_schema=_ipc_bytes(part.output),
+            scores=part.scores,
+            never_null=tuple(sorted(set(known[part.stage.number]) & set(part.source.names))),
+            partition_bytes=part.stage.partition_bytes,
+            partitions=len(plan.partitions),
+            task_memory=plan.task_memory,
+        )
+        for part in chain.stages
+    )
+    plan = replace(plan, stages=stages)
+    estimated = [*stages[:1]]
+    for stage in outline(plan.spec)[1:]:
+        source = chain.stages[stage.number].source
+        rows = plan.rows - plan.pruned_rows
+        size = rows * sum(map(_width, source))
+        file = InputFile("", size, "", (RowGroup(rows, size, size),))
+        later = plan_stage(
+            plan, stage, discovery=Discovery((file,), source, available=tuple(source.names)), limits=limits
+        )
+        try:
+            later.validate(limits)
+        except InsufficientMemory as error:
+            error.where = f"{stages[stage.number].title}: {error.where}"
+            raise
+        estimated.append(replace(stages[stage.number], partitions=len(later.partitions), task_memory=later.task_memory))
+    return replace(plan, stages=tuple(estimated))
+
+
+def plan_stage(
+    plan: Plan,
+    stage: Stage,
+    *,
+    discovery: Discovery | None = None,
+    inputs: Sequence[SealedInput] = (),
+    folder: str = "steps",
+    limits: Limits,
+) -> Plan:
+    """Return the plan of one stage of a job.
+
+    :param plan: plan of the job.
+    :param discovery: files of the stage before; None for the first stage, whose files the plan of the job has.
+    :param inputs: manifests that name these files.
+    :param folder: folder of these files.
+    """
+    planned = plan.stages[stage.number]
+    start = sum(other.recipes for other in plan.stages[: stage.number])
+    recipes = plan.chain[start : start + planned.recipes]
+    scores = scores_of(recipes)
+    output = pa.ipc.read_schema(pa.py_buffer(planned.output_schema))
+    role = StageRole(
+        stage.number, stage.slug, stage.kind, tuple(inputs), keeps_origin=not stage.is_last, reads_origin=bool(inputs)
+    )
+    spec = stage_spec(plan.spec, stage, folder=folder)
+    common = replace(
+        plan,
+        spec=spec,
+        model=scores[0].model if scores else NO_MODEL,
+        output_schema=_ipc_bytes(pa.schema([*output, *ORIGIN]) if role.keeps_origin else output),
+        features=scores[0].features if scores else (),
+        keep=tuple(name for name in output.names if name not in planned.scores),
+        outputs=planned.scores,
+        chain=recipes,
+        stages=(),
+        role=role,
+    )
+    if discovery is None:
+        return common
+    used = _used(spec, recipes, read=discovery.physical, source=discovery.schema, output=output, limits=limits)
+    return replace(
+        common,
+        source_columns=discovery.physical,
+        source_schema=_ipc_bytes(discovery.schema),
+        source_rules=(),
+        progress=FULL_INPUT,
+        never_null=planned.never_null,
+        model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in recipes) else 0,
+        **_cut(spec, discovery, used, output=output, limits=limits, target_bytes=planned.partition_bytes),
+    )
+
+
+def _used(
+    spec: JobSpec,
+    recipes: Sequence[StepRecipe],
+    *,
+    read: tuple[str, ...],
+    source: pa.Schema,
+    output: pa.Schema,
+    limits: Limits,
+) -> _Used:
+    """Return the columns and models of some steps of a chain."""
+    made = {name for step in recipes if isinstance(step, AnyScore) for name in step.outputs}
+    return _Used(
+        read,
+        source,
+        tuple(name for name in output.names if name not in made),
+        _matrix_features(recipes),
+        held_bytes(recipes, memory=limits.memory),
+        any(engine_options(score.engine, score.model, kind=score.kind).has_trees for score in scores_of(recipes)),
+        _has_limits(spec),
     )
 
 

@@ -12,16 +12,17 @@ from pipeline.spec.parts import FilterStep, SelectStep, Source
 _SOURCE_FILTER = "source.filter"
 
 
-def pushed_filters(spec: JobSpec) -> dict[int, str]:
+def pushed_filters(spec: JobSpec, *, first: int = 0) -> dict[int, str]:
     """Return the conditions of the ``filter`` steps before the first ``map`` and ``score``, by the step's number.
 
     They name columns as the source does, before any ``select``.
 
+    :param first: number of the step to begin with: the first of a stage.
     :raises SpecError: for unsupported syntax.
     """
     pushed: dict[int, str] = {}
     names: dict[str, str] = {}
-    for number, step in enumerate(spec.steps):
+    for number, step in enumerate(spec.steps[first:], first):
         if isinstance(step, FilterStep):
             if PLACEHOLDER in step.filter:  # of a fan-out; its children have the value
                 break

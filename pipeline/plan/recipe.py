@@ -25,6 +25,8 @@ REJECT_REASON = "_reason"
 REJECT_MESSAGE = "_message"
 REJECT_COLUMNS = (REJECT_FILE, REJECT_ROW, REJECT_REASON, REJECT_MESSAGE)
 """Columns of a reject besides those of its input row: file, row number in the file (from 0), reason, message."""
+ORIGIN = pa.schema([(REJECT_FILE, pa.dictionary(pa.int32(), pa.string())), (REJECT_ROW, pa.int64())])
+"""Hidden columns of a checkpoint: file of the job's source, and number in it, of the row that each row comes from."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,16 @@ class StageRecipe:
     are."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
+    keeps_origin: bool = False
+    """True: the written rows have the hidden columns `ORIGIN`."""
+    reads_origin: bool = False
+    """True: the read files have these columns. They name the row for rejects, and no step sees them."""
+
+    @property
+    def visible_schema(self) -> pa.Schema:
+        """Schema of the rows after the last step: the columns of the output without the hidden ones."""
+        written = pa.ipc.read_schema(pa.py_buffer(self.output_schema))
+        return pa.schema(list(written)[: -len(ORIGIN)]) if self.keeps_origin else written
 
     @property
     def maps(self) -> tuple[MapRecipe, ...]:
@@ -356,10 +368,11 @@ class StageRecipe:
             {**step.__dict__, "frame": step.frame.hex()} if isinstance(step, MapRecipe) else step for step in self.chain
         ]
         schemas = {"schema": self.schema.hex(), "output_schema": self.output_schema.hex()}
+        flags = {name for name in ("keeps_origin", "reads_origin") if not self.__dict__[name]}
         fields = {
             name: value
             for name, value in self.__dict__.items()
-            if not name.startswith("device") and name != "functions"
+            if not name.startswith("device") and name != "functions" and name not in flags
         }
         return digest_json({**fields, **schemas, "chain": chain})
 

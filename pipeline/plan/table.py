@@ -19,6 +19,7 @@ from pipeline.models.record import model_from_record, model_to_record
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
+from pipeline.plan.stages import PlannedStage, StageRole
 from pipeline.plan.step_record import rule_from_record, step_from_record, step_to_record
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.store import Store
@@ -123,6 +124,8 @@ def plan_from_table(table: pa.Table) -> Plan:
             frame_schemas=tuple(bytes.fromhex(schema) for schema in record.get("frame_schemas", ())),
             model_bytes=record.get("model_bytes", 0),
             chain=tuple(step_from_record(step) for step in record.get("chain", ())),
+            stages=tuple(PlannedStage.from_record(stage) for stage in record.get("stages", ())),
+            role=StageRole.from_record(record["role"]) if "role" in record else None,
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -157,6 +160,8 @@ def _record(plan: Plan) -> dict[str, Any]:
         "frame_schemas": [schema.hex() for schema in plan.frame_schemas],
         **({"model_bytes": plan.model_bytes} if plan.model_bytes else {}),
         **({"chain": [step_to_record(step) for step in plan.chain]} if plan.chain else {}),
+        **({"stages": [stage.to_record() for stage in plan.stages]} if plan.stages else {}),
+        **({"role": plan.role.to_record()} if plan.role else {}),
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 

@@ -49,6 +49,7 @@ from pipeline.report.figures import (
     StragglerCounts,
 )
 from pipeline.report.report import ChildReport, Report
+from pipeline.report.stages import ChainResult
 
 _SHOWN_REASONS = 3
 _SHOWN_FRAGMENTS = 3
@@ -148,6 +149,8 @@ def make_report(
     """
     if job.record.children:
         return _sum_children(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
+    if job.record.stages:
+        return _sum_stages(job, status=status or job.status(), seconds=seconds, warnings=warnings, error=error)
     ledger, events = ledger or job.ledger(), job.events.read()
     plan, totals, rows = ledger.base.plan, ledger.totals, ledger.rows
     status = status or job.status()
@@ -239,10 +242,12 @@ def _model_id(plan: Plan) -> ModelId:
     return ModelId(found["name"], found["version"], found["digest"], rounds)
 
 
-def _warnings(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _warnings(
+    job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]], *, with_rejects: bool = True
+) -> tuple[str, ...]:
     """Return the warnings that receipts, rounds and events give rise to."""
     return (
-        *_reject_warning(ledger.rows),
+        *(_reject_warning(ledger.rows) if with_rejects else ()),
         *_file_warning(ledger.quarantined_files),
         *_restart_warnings(job.rounds.all()),
         *alias_change_warnings(events),
@@ -308,6 +313,49 @@ def _sum_children(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
         ),
         next=_next(status, job.id, has_rejects=rows.rejected > 0, is_driven=status.is_active and is_driven(job)),
+    )
+
+
+def _sum_stages(
+    job: JobDirectory, *, status: Status, seconds: float | None, warnings: Sequence[str], error: PipelineError | None
+) -> Report:
+    """Return the report of a job of several stages: rows into the first and out of the last, and sums of the others."""
+    plan, chain, own = job.plan, ChainResult.of(job), job.events.read()
+    events, totals, rows = chain.events(job), chain.totals, chain.rows
+    before = active_seconds(before_this(own))
+    total = _active_seconds(job, own, status, totals) if seconds is None else before + seconds
+    first = chain.stages[0].ledger if chain.stages else None
+    quarantined = first.quarantined_files if first else plan.quarantined_files
+    by_stage = [
+        text
+        for stage in chain.stages
+        for text in _warnings(stage.job, stage.ledger, stage.job.events.read(), with_rejects=False)
+    ]
+    parts = [partition for stage in chain.stages for partition in stage.ledger.base.plan.partitions]
+    return Report(
+        **_common(job, plan, own, status=status, error=error),
+        rows=rows,
+        input=input_text(plan),
+        step_code=digests_of(plan.code),
+        seconds=job_timings(totals.seconds, total=total, provision=provision_seconds(own)),
+        partitions=PartitionCounts(done=chain.done, planned=chain.planned),
+        skew=replace(_spread(plan, totals.durations), after=round(skew([part.rows for part in parts]), 3)),
+        retries=sum(event.get("outcome") == AttemptOutcome.RETRY for event in events),
+        batch=None,
+        stragglers=straggler_counts(events),
+        reasons=chain.reasons,
+        rounds=tuple(summary for stage in chain.stages for summary in stage.ledger.summaries()),
+        quarantined_files=quarantined,
+        engines=engine_evidence(totals.engine, tolerance=plan.tolerance) if plan.models else None,
+        device=device_text(events),
+        devices=device_uses(totals.devices, events),
+        shadows=shadow_uses(plan, totals.agreements),
+        model_loads=totals.model_loads,
+        distributions=distributions_of(sketches_of(job), score_columns(job)),
+        estimate=None,
+        warnings=tuple(dict.fromkeys((*warnings, *_reject_warning(rows), *by_stage, *alias_change_warnings(own)))),
+        stages=chain.reports(),
+        next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(quarantined)),
     )
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import StateCorrupt
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
+from pipeline.jobs.stages import stage_states
 
 SCHEMA_VERSION = 1
 CELLS = 10
@@ -227,6 +228,12 @@ def sketches_of(job: JobDirectory, ledger: Ledger | None = None) -> Sketches:
     """
     if job.record.children:
         return reduce(iadd, map(sketches_of, job.children()), Sketches())
+    if job.record.stages:
+        found = Sketches()
+        for state in stage_states(job):
+            # A column of several stages counts as the last of them had it.
+            found.columns.update(sketches_of(state.job).columns if state.job is not None else {})
+        return found
     stored = read_sketches(job) if ledger is None and job.is_ended else None
     return stored if stored is not None else (ledger or job.ledger()).sketches()
 

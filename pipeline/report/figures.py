@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from pipeline.common.rows import RowCounts
 from pipeline.common.units import format_count, format_seconds
 from pipeline.errors import PipelineError
 from pipeline.jobs.ledger import RoundSummary
@@ -82,6 +83,35 @@ class PartitionCounts:
 
     done: int
     planned: int
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """Result of one stage of a job."""
+
+    stage: str
+    """Name of its folder below ``steps``."""
+    steps: str
+    """Numbers of its steps, such as ``0-1``."""
+    status: str
+    """``sealed`` once its rows are all done, else the status of its own job."""
+    rows: RowCounts
+    done: int
+    """Completed partitions."""
+    planned: int
+    seconds: float
+    """Seconds summed over partitions."""
+    bytes: int
+    """Bytes of its files."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result for JSON output."""
+        return {**asdict(self), "rows": self.rows.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(**{**record, "rows": RowCounts.from_dict(record["rows"])})
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_path
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.stages import stage_states
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.report.figures import rounds_text
 from pipeline.scoring.outputs import reject_schema
@@ -155,6 +156,8 @@ def summarise(
     if job.record.children:
         parts = [summarise(child, examples=examples, reason=reason) for child in job.children()]
         return _together(job.id, parts, examples=examples)
+    if job.record.stages:
+        return _of_stages(job, examples=examples, reason=reason)
     ledger = ledger or job.ledger()
     counts = {name: count for name, count in ledger.reasons.items() if fnmatchcase(name, reason)}
     receipts = [
@@ -189,8 +192,15 @@ def summarise(
     )
 
 
+def _of_stages(job: JobDirectory, *, examples: int, reason: str) -> RejectSummary:
+    """Merge the summaries of the stages of a job."""
+    parts = [summarise(state.job, examples=examples, reason=reason) for state in stage_states(job) if state.job]
+    rounds = tuple(round_ for part in parts for round_ in part.rounds)
+    return replace(_together(job.id, parts, examples=examples), rounds=rounds)
+
+
 def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> RejectSummary:
-    """Merge the summaries of all children of a fan-out."""
+    """Merge the summaries of all children of a fan-out, or of all stages."""
     counts: Counter[str] = Counter()
     examples_by_reason: dict[str, list[RejectExample]] = {}
     for group in (group for part in parts for group in part.groups):
@@ -215,6 +225,9 @@ def read_rejected(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.Record
     """
     for child in job.children():
         yield from read_rejected(child, reason=reason)
+    if job.record.stages:
+        yield from _read_stages([state.job for state in stage_states(job) if state.job is not None], reason=reason)
+        return
     ledger = job.ledger()
     for receipt in ledger.done:
         wanted = [name for name in receipt.reasons if fnmatchcase(name, reason)]
@@ -222,6 +235,31 @@ def read_rejected(job: JobDirectory, *, reason: str = "*") -> Iterator[pa.Record
             continue
         for batch in _batches(job, receipt, ranges=ledger.still_rejected_ranges(receipt)):
             yield batch.filter(pc.is_in(batch.column(REJECT_REASON), pa.array(wanted, pa.string())))
+
+
+def _read_stages(stages: Sequence[JobDirectory], *, reason: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rejected rows of all stages with the columns of each of them; null where a stage has none."""
+    schema = _stages_schema(stages)
+    for stage in stages:
+        for batch in read_rejected(stage, reason=reason):
+            columns = [
+                batch.column(field.name).cast(field.type)
+                if field.name in batch.schema.names
+                else pa.nulls(batch.num_rows, field.type)
+                for field in schema
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _stages_schema(stages: Iterable[JobDirectory]) -> pa.Schema:
+    """Return the columns of the rejects of all stages. One with several types is text."""
+    fields: dict[str, pa.Field] = {}
+    for stage in stages:
+        for field in pa.ipc.read_schema(pa.py_buffer(stage.plan.source_schema)):
+            known = fields.setdefault(field.name, pa.field(field.name, field.type))
+            if known.type != field.type:
+                fields[field.name] = pa.field(field.name, pa.string())
+    return reject_schema(pa.schema(list(fields.values())))
 
 
 def rejects_frame(job: JobDirectory) -> pd.DataFrame:
@@ -249,7 +287,10 @@ def export(job: JobDirectory, path: str, *, reason: str = "*") -> Export:
         raise SpecError(
             "the name of the file does not say what to write", where="--export", found=name, expected=".parquet or .csv"
         )
-    schema = reject_schema(pa.ipc.read_schema(pa.py_buffer(job.plan.source_schema)))
+    if job.record.stages:
+        schema = _stages_schema([state.job for state in stage_states(job) if state.job is not None])
+    else:
+        schema = reject_schema(pa.ipc.read_schema(pa.py_buffer(job.plan.source_schema)))
     is_csv, rows = name.endswith(".csv"), 0
     schema = _flat(empty_table(schema)).schema if is_csv else schema
     try:

@@ -17,6 +17,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
 from pipeline.models.engines import DEVICE_ENGINE
+from pipeline.plan.stages import steps_title
 from pipeline.report.distributions import Distribution
 from pipeline.report.estimate import EstimateComparison
 from pipeline.report.figures import (
@@ -30,6 +31,7 @@ from pipeline.report.figures import (
     RunningFigures,
     ShadowUse,
     Skew,
+    StageReport,
     StragglerCounts,
     rounds_text,
 )
@@ -43,7 +45,18 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SHOWN_CHILDREN = 60
 """Children of a fan-out shown in a summary."""
-_OPTIONAL = ("input", "step_code", "device", "devices", "shadows", "model_loads", "distributions", "culprit", "running")
+_OPTIONAL = (
+    "input",
+    "step_code",
+    "device",
+    "devices",
+    "shadows",
+    "model_loads",
+    "distributions",
+    "culprit",
+    "running",
+    "stages",
+)
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
 """Most frequent reasons of rejected rows shown in a summary."""
@@ -142,6 +155,8 @@ class Report:
     """Loads of models by key (``score.by``) into memory. Without any, left out of JSON."""
     distributions: tuple[Distribution, ...] = ()
     """Distributions of scores and features, the scores first. Without any, left out of JSON."""
+    stages: tuple[StageReport, ...] = ()
+    """Stages of a job with checkpoints between its steps, as far as they are planned. Without any, left out of JSON."""
 
     culprit: str = ""
     """Partition that failed the job, with its input rows. Empty without one, and left out of JSON."""
@@ -180,6 +195,7 @@ class Report:
             **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
             **({"shadows": [asdict(shadow) for shadow in self.shadows]} if self.shadows else {}),
             **({"distributions": [asdict(one) for one in self.distributions]} if self.distributions else {}),
+            **({"stages": [stage.to_dict() for stage in self.stages]} if self.stages else {}),
             "rows_per_second": round(self.rows_per_second, 1),
         }
         return {"schema_version": SCHEMA_VERSION, **redact_values(record)}
@@ -217,6 +233,7 @@ class Report:
                 "running": RunningFigures(**record["running"]) if record.get("running") else None,
                 "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
                 "distributions": tuple(map(Distribution.from_dict, record.get("distributions", ()))),
+                "stages": tuple(map(StageReport.from_dict, record.get("stages", ()))),
             }
         )
 
@@ -342,7 +359,8 @@ def reconciliation(rows: RowCounts) -> str:
 
 def summary_text(report: Report) -> str:
     """Return at most one screen of text about a finished or unfinished job."""
-    lines = [f"{report.status}  {report.job}", *labelled(_fields(report)), *_child_lines(report)]
+    lines = [f"{report.status}  {report.job}", *labelled(_fields(report)), *_stage_lines(report)]
+    lines += _child_lines(report)
     lines += [label_line("warning", text) for text in report.warnings]
     return "\n".join([*lines, *next_lines(_next_steps(report))])
 
@@ -384,6 +402,26 @@ def _fields(report: Report) -> dict[str, str]:
         "output": _published(report),
         "directory": report.directory,
     }
+
+
+def _stage_lines(report: Report) -> list[str]:
+    """Return a table of the stages of a job."""
+    if not report.stages:
+        return []
+    header = ["STAGE", "STATUS", "PARTITIONS", "IN", "OUT", "REJECTED", "FILTERED", "SECONDS"]
+    rows = [
+        [
+            steps_title(stage.steps),
+            stage.status,
+            f"{stage.done:,} of {stage.planned:,}",
+            *(f"{n:,}" for n in (stage.rows.input, stage.rows.output, stage.rows.rejected, stage.rows.filtered)),
+            f"{stage.seconds:,.1f}",
+        ]
+        for stage in report.stages
+    ]
+    sealed = sum(stage.status == "sealed" for stage in report.stages)
+    lines = table_text(header, rows).split("\n")
+    return [label_line("stages", f"{sealed} sealed of {len(rows)} planned"), *(f"    {line}" for line in lines)]
 
 
 def _child_lines(report: Report) -> list[str]:

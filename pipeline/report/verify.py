@@ -35,8 +35,11 @@ from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt
 from pipeline.jobs.splits import sub_fragment
+from pipeline.jobs.stages import StageState, stage_states
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
+from pipeline.plan.stages import steps_title
+from pipeline.report.chain_check import BrokenChain, check_chain, is_removed
 from pipeline.scoring.arrow import first_difference, one_array
 from pipeline.scoring.isolation import SLOW_REASON, IsolatedScorer, for_steps
 from pipeline.scoring.partition import read_partition
@@ -50,6 +53,8 @@ from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import own_storage_options
 
 _SHOWN = 3
+CHECKS = ("partitions", "rows", "input", "checkpoint", "rejects", "manifest", "chain", "output", "sample")
+"""Names of the checks, in the order in which they are shown; ``chain`` only of a job with stages."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +132,59 @@ def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) ->
     """
     if job.record.children:
         return _verify_children(job, sample=sample, seed=seed)
-    facts = _Facts(job)
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("partitions", facts.partitions_covered),
-        ("rows", facts.rows_reconciled),
-        ("input", facts.input_footers),
-        ("checkpoint", facts.data_files),
-        ("rejects", facts.reject_files),
-        ("manifest", facts.manifest_agrees),
-        ("output", facts.output_holds),
-        ("sample", lambda: _sample(job, facts.ledger, rows=sample, seed=seed)),
-    ]
-    return Verification(job.id, tuple(_run(name, check) for name, check in checks))
+    if job.record.stages:
+        return _verify_stages(job, sample=sample, seed=seed)
+    checks = _checks(_Facts(job), sample=sample, seed=seed)
+    return Verification(job.id, tuple(_run(name, check) for name, check in checks.items()))
+
+
+def _checks(facts: _Facts, *, sample: int, seed: int | None) -> dict[str, Callable[[], str]]:
+    """Return the checks of a job or a stage, by name, in the order in which they are shown."""
+    return {
+        "partitions": facts.partitions_covered,
+        "rows": facts.rows_reconciled,
+        "input": facts.input_footers,
+        "checkpoint": facts.data_files,
+        "rejects": facts.reject_files,
+        "manifest": facts.manifest_agrees,
+        "output": facts.output_holds,
+        "sample": lambda: _sample(facts.job, facts.ledger, rows=sample, seed=seed),
+    }
+
+
+def _verify_stages(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
+    """Check each stage of a job, the chain between them, and the output. The stages share the rows of the sample."""
+    every = stage_states(job)
+    states = [state for state in every if state.job is not None]
+    by_name: dict[str, list[tuple[str, Check]]] = {}
+    for state in states:
+        assert state.job is not None
+        of_stage = _checks(_Facts(state.job), sample=-(-sample // len(states)), seed=seed)
+        del of_stage["output"]
+        before = states[state.stage.number - 1].job if state.stage.number else None
+        if is_removed(state.job):
+            of_stage["checkpoint"] = lambda: "its files were removed by gc --stages"
+        if is_removed(state.job) or (before is not None and is_removed(before)):
+            of_stage["sample"] = lambda: "its rows were removed by gc --stages, and cannot be compared"
+        for name, check in of_stage.items():
+            by_name.setdefault(name, []).append((state.stage.slug, _run(name, check)))
+    checks = {name: _of_stages(name, parts) for name, parts in by_name.items()}
+    checks["chain"] = _run("chain", lambda: _chain(job, every))
+    checks["output"] = _run("output", _Facts(job).output_holds)
+    return Verification(job.id, tuple(checks[name] for name in CHECKS if name in checks))
+
+
+def _of_stages(name: str, parts: Sequence[tuple[str, Check]]) -> Check:
+    """Return one check for all stages, with the details of those that failed, or of all."""
+    wrong = [(slug, check) for slug, check in parts if not check.ok]
+    return Check(name, not wrong, "; ".join(f"{steps_title(slug)}: {check.detail}" for slug, check in wrong or parts))
+
+
+def _chain(job: JobDirectory, states: Sequence[StageState]) -> str:
+    try:
+        return check_chain(job, states)
+    except BrokenChain as error:
+        raise _Wrong(str(error)) from None
 
 
 def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:

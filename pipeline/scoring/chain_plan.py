@@ -12,6 +12,7 @@ from pipeline.common.step_modules import StepModules
 from pipeline.models.cache import get_predictor
 from pipeline.models.model import ModelVersion
 from pipeline.models.outputs import output_type
+from pipeline.plan.chain import ChainFrames
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.frame_schemas import never_null_columns
 from pipeline.scoring.outputs import prediction_schema, score_columns
@@ -20,7 +21,7 @@ from pipeline.scoring.step_plan import plan_step
 from pipeline.scoring.steps import Step, import_steps
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.spec.job_spec import AnyStep
-from pipeline.spec.parts import FilterStep, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, FilterStep, MapStep, Score, ScoreStep, SelectStep
 
 
 def plan_chain_frames(
@@ -31,7 +32,7 @@ def plan_chain_frames(
     never_null: Collection[str],
     import_paths: Sequence[str],
     code: FoundCode,
-) -> tuple[pa.Schema, ...]:
+) -> ChainFrames:
     """Find the columns after each ``map`` step by running all steps up to the last of them on a sample.
 
     Where a column is missing, the rest is not run: `pipeline.plan.chain.resolve_chain` explains it.
@@ -43,12 +44,16 @@ def plan_chain_frames(
     """
     maps = [step for step in steps if isinstance(step, MapStep)]
     if not maps:
-        return ()
+        return ChainFrames()
     check_source_columns(sample.schema)
     modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
     with modules.in_use():
         loaded = import_steps(list(map(MapRecipe.of, maps)), modules)
-        return tuple(_map_schemas(steps, sample, iter(loaded), iter(models), frozenset(never_null)))
+        found = list(_map_schemas(steps, sample, iter(loaded), iter(models), frozenset(never_null)))
+    return ChainFrames(
+        tuple(one for one in found if isinstance(one, pa.Schema)),
+        tuple(one for one in found if not isinstance(one, pa.Schema)),
+    )
 
 
 class _MissingColumnError(Exception):
@@ -61,13 +66,17 @@ def _map_schemas(
     maps: Iterator[Step],
     models: Iterator[ModelVersion],
     known: frozenset[str],
-) -> Iterator[pa.Schema]:
+) -> Iterator[pa.Schema | frozenset[str]]:
+    """Yield the schema after each ``map`` step, and the columns without nulls at each checkpoint."""
     last = max(number for number, step in enumerate(steps) if isinstance(step, MapStep))
     for step in steps[: last + 1]:
         if isinstance(step, MapStep):
             schema, table = plan_step(next(maps), table, known)
             known = never_null_columns(schema)
             yield schema
+            continue
+        if isinstance(step, CheckpointStep):
+            yield known
             continue
         try:
             table, known = _apply(step, table, models, known)

@@ -36,7 +36,7 @@ from pipeline.models.cache import keep_models
 from pipeline.models.device_engine import open_evaluator
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
-from pipeline.plan.recipe import REJECT_REASON, REJECT_ROW, StageRecipe
+from pipeline.plan.recipe import ORIGIN, REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation, for_steps
@@ -354,6 +354,8 @@ def read_partition(
     """
     if partition.fragments and partition.fragments[0].rejected_from:
         return read_rejects(recipe, partition)
+    if recipe.reads_origin:
+        return _read_checkpoint(recipe, partition, versions=versions)
     return read_batches(
         partition,
         columns=recipe.columns,
@@ -364,6 +366,25 @@ def read_partition(
         versions=versions,
         format=recipe.source_format,
     )
+
+
+def _read_checkpoint(
+    recipe: StageRecipe, partition: Partition, *, versions: Versions | None
+) -> Generator[SourceBatch, None, None]:
+    """Yield the rows of files of an earlier stage, with the hidden columns apart from those that steps see."""
+    schema = pa.ipc.read_schema(pa.py_buffer(recipe.schema))
+    batches = read_batches(
+        partition,
+        columns=(*recipe.columns, *ORIGIN.names),
+        schema=pa.schema([*schema, *ORIGIN]),
+        filter=recipe.filter,
+        batch_rows=recipe.batch_rows,
+        batch_bytes=recipe.batch_bytes,
+        versions=versions,
+        format=recipe.source_format,
+    )
+    for batch in batches:
+        yield replace(batch, table=batch.table.select(schema.names), origin=batch.table.select(ORIGIN.names))
 
 
 def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceBatch, None, None]:

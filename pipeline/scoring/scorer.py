@@ -23,7 +23,7 @@ from pipeline.jobs.code_archive import read_archived, read_packed
 from pipeline.jobs.layout import family_folder
 from pipeline.models.model import Predictor
 from pipeline.plan.memory import next_batch_rows
-from pipeline.plan.recipe import StageRecipe
+from pipeline.plan.recipe import ORIGIN, StageRecipe
 from pipeline.scoring.arrow import LossyCastError, cast_exactly, one_array, take_rows
 from pipeline.scoring.contract import beyond_finite, check
 from pipeline.scoring.operations.chain import open_operations
@@ -108,7 +108,7 @@ class Scorer:
         if self.steps is None:
             self.steps = recipe_steps(self.recipe)
         self._operations = open_operations(self.recipe, steps=self.steps, predictors=self.predictors)
-        self._schema = pa.ipc.read_schema(pa.py_buffer(self.recipe.output_schema))
+        self._schema = self.recipe.visible_schema
         first = self._operations[0] if self._operations else None
         self._in_matrix = first.finite if isinstance(first, ScoreOperation) else frozenset()
         """Columns of the source in which the first operation finds infinite values."""
@@ -254,8 +254,9 @@ class Scorer:
                 expected=f"{batch.table.num_rows:,} in all",
                 next_step="nothing of this attempt was kept; resume, and report it when it happens again",
             )
+        table = scored.rows.table
         return ScoredBatch(
-            table=scored.rows.table,
+            table=with_origin(table, batch, scored.rows.position, paths) if self.recipe.keeps_origin else table,
             fragment=fragment,
             rejects=reject_table(batch, failures, paths) if len(failures) else None,
             rejected=rejected.astype(np.int64),
@@ -301,11 +302,33 @@ def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Arra
         ) from error
 
 
+def with_origin(table: pa.Table, batch: SourceBatch, position: np.ndarray, paths: Sequence[str]) -> pa.Table:
+    """Return rows of ``batch`` with the hidden columns that name the row of the job's source each comes from.
+
+    :param position: int64 [rows], positions in the batch.
+    :param paths: path of each fragment of the partition.
+    """
+    if batch.origin is not None:
+        is_whole = len(position) == batch.origin.num_rows and table.num_rows == len(position)
+        origin = batch.origin if is_whole else take_rows(batch.origin, position)
+    else:
+        index = pa.array(batch.fragment[position], type=pa.int32())
+        files = pa.DictionaryArray.from_arrays(index, pa.array(list(paths), type=pa.string()))
+        origin = pa.Table.from_arrays([files, pa.array(batch.row[position])], schema=ORIGIN)
+    for number, column in enumerate(origin.columns):
+        table = table.append_column(ORIGIN.field(number), column)
+    return table
+
+
 def reject_table(batch: SourceBatch, failures: Failures, paths: Sequence[str]) -> pa.Table:
     """Return the rows of ``batch`` that failed, with the columns of `pipeline.scoring.outputs.reject_schema`."""
     rows = take_rows(batch.table, failures.rows)
-    files = [paths[index] for index in batch.fragment[failures.rows]] if paths else None
-    added = (files or [""] * len(failures), batch.row[failures.rows], failures.reasons, failures.messages)
+    if batch.origin is None:
+        files, numbers = [paths[index] if paths else "" for index in batch.fragment[failures.rows]], batch.row
+        numbers = numbers[failures.rows]
+    else:
+        files, numbers = (column.to_pylist() for column in take_rows(batch.origin, failures.rows).columns)
+    added = (files, numbers, failures.reasons, failures.messages)
     for (name, kind), values in zip(REJECT_FIELDS, added, strict=True):
         rows = rows.append_column(pa.field(name, kind), pa.array(values, type=kind))
     return rows.replace_schema_metadata(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict, highest_epoch
 from pipeline.jobs.progress_file import read_progress
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.stages import find_stage
 from pipeline.jobs.status import Status
 from pipeline.report.build import make_report
 from pipeline.service.queue import LeaseWatch, view_job
@@ -109,11 +110,14 @@ class Follower:
     """Time of the last progress yielded."""
     _receipts: dict[str, Receipt] = field(default_factory=dict)
     """Known receipts by ``<round>/<name of the file>``."""
+    _stage: JobDirectory | None = None
+    """The last stage that began, of a job with stages: its receipts count."""
 
     def poll(self) -> Iterator[Event]:
         """Yield the events since the last poll. The first poll yields the status and progress so far."""
-        is_first, new = self._events == 0, self._new_receipts()
         events = self.job.events.read()
+        self._enter_stage(events)
+        is_first, new = self._events == 0, self._new_receipts()
         recent, self._events = events[self._events :], len(events)
         if is_first:
             statuses = [event for event in recent if event["event"] == "status"]
@@ -122,7 +126,7 @@ class Follower:
             return
         for event in recent:
             yield from self._from_record(event)
-        if not any(event["event"] == "round_started" for event in recent):
+        if not any(event["event"] in ("round_started", "stage") for event in recent):
             # Otherwise the counts of RoundStarted include these partitions already.
             yield from (self._done(key, receipt) for key, receipt in new if not receipt.splits)
         yield from self._progress()
@@ -148,7 +152,7 @@ class Follower:
     def _from_record(self, event: dict[str, Any]) -> Iterator[Event]:
         if event["event"] == "status":
             yield self._status(event)
-        elif event["event"] == "round_started":
+        elif event["event"] in ("round_started", "stage"):
             yield self._round_started()
         elif event["event"] == "partition":
             yield PartitionEnded(
@@ -168,7 +172,7 @@ class Follower:
 
     def _round_started(self) -> RoundStarted:
         """Return the progress of the last round."""
-        ledger = self.job.ledger(self._receipts.values())
+        ledger = (self._stage or self.job).ledger(self._receipts.values())
         round_, partitions = ledger.last, ledger.partitions(ledger.last)
         done = [receipt for receipt in ledger.done if receipt.round == round_.number]
         rows, rows_done = sum(partition.rows for partition in partitions), sum(receipt.rows.input for receipt in done)
@@ -185,9 +189,15 @@ class Follower:
             worker=receipt.worker,
         )
 
+    def _enter_stage(self, events: Sequence[dict[str, Any]]) -> None:
+        """Go over to the stage that began last."""
+        began = [str(event["stage"]) for event in events if event["event"] == "stage"] if self.job.record.stages else []
+        if began and (self._stage is None or self._stage.record.stage != began[-1]):
+            self._stage, self._receipts = find_stage(self.job, began[-1]), {}
+
     def _new_receipts(self) -> list[tuple[str, Receipt]]:
         """Return receipts that are new since the last poll, by ``<round>/<name of the file>``."""
-        store, new = self.job.store, []
+        store, new = (self._stage or self.job).store, []
         for round in layout.numbers_of(store.list_folders(layout.ROUNDS), suffix=""):
             for name in store.list(layout.receipts_folder(round)):
                 key, path = f"{round}/{name}", f"{layout.receipts_folder(round)}/{name}"

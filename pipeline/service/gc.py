@@ -7,23 +7,25 @@ may be removed while no driver runs. The lease of the job is held during removal
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from pipeline.common.units import plural
+from pipeline.common.units import iso_time, plural
 from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
 from pipeline.jobs.rounds import plan_path
 from pipeline.jobs.splits import files_of_split_attempts
+from pipeline.jobs.stages import stage_states
 from pipeline.sinks import SinkLeftover, SinkLeftoverKind, leftovers, read_published, remove_leftover
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
@@ -44,6 +46,7 @@ class Leftover:
 
     ``attempt`` (data that no receipt names), ``unfinished`` (an incomplete file), ``merged`` (files made to be
     published), ``staging`` (a folder beside the sink), ``unlisted`` (a file in the sink that no publication lists),
+    ``checkpoint`` (data of a stage that later stages have read), ``stage`` (a stage that is no part of the output),
     ``job`` (a whole directory).
     """
     path: str
@@ -120,18 +123,22 @@ def sweep_job(
     older_than: timedelta | None = None,
     lease_seconds: float = LEASE_SECONDS,
     delete: bool = False,
+    stages: bool = False,
 ) -> Sweep:
     """Find the leftovers of ``job``, and remove them if ``delete``. A job with a running driver is skipped.
 
     :param now: UTC.
     :param older_than: Remove the whole directory of a finished job of that age. Default: never.
+    :param stages: Remove the data files of all stages but the last, once the job has succeeded. Default: never.
     """
     try:
         if not delete:
             wait_until_free(job.store, lease_seconds=lease_seconds)
-            return _find(job, now=now, older_than=older_than)
+            return _find(job, now=now, older_than=older_than, stages=stages)
         with hold_lease(job.store, lease_seconds=lease_seconds):
-            sweep = _find(job, now=now, older_than=older_than)
+            sweep = _find(job, now=now, older_than=older_than, stages=stages)
+            for stage in {leftover.name.split("/")[1] for leftover in sweep.leftovers if leftover.kind == "checkpoint"}:
+                job.store.put_if_absent(f"{layout.stage_folder(stage)}/{layout.REMOVED_FILE}", _mark(now))
             for leftover in sweep.leftovers:
                 if leftover.kind != "job":
                     _remove(job, leftover)
@@ -179,11 +186,43 @@ def _remove_all(store: Store) -> None:
         store.remove_folder("")
 
 
-def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None) -> Sweep:
+def _mark(now: datetime) -> bytes:
+    return json.dumps({"schema_version": 1, "time": iso_time(now)}).encode() + b"\n"
+
+
+def _of_stages(job: JobDirectory, *, is_finished: bool, now: datetime, stages: bool) -> Iterator[Leftover]:
+    """Leftovers of the stages of a job, and with ``stages`` the files that only its own stages have read."""
+    if not job.record.stages:
+        return
+    states = stage_states(job)
+    for name in job.store.list_folders(layout.STEPS):
+        folder = layout.stage_folder(name)
+        stage = next((state for state in states if state.name == name), None)
+        if stage is None or stage.job is None:
+            # It reads files of a manifest that no stage has any more.
+            if is_finished:
+                yield Leftover("stage", job.store.url(folder), _folder_bytes(job.store, folder), folder)
+            continue
+        is_sealed = stage.sealed is not None
+        attempts, _ = _attempts(stage.job, is_finished=is_sealed)
+        inside = [*attempts, *_unfinished(stage.job, is_finished=is_sealed, now=now), *_unopened(stage.job)]
+        if stages and is_finished and not stage.stage.is_last:
+            lost = {leftover.name for leftover in inside}
+            data = [file.name for file in stage.sealed.manifest.files] if stage.sealed else []
+            inside += [
+                Leftover("checkpoint", stage.job.store.url(name), _file_bytes(stage.job.store, name), name)
+                for name in data
+                if name not in lost and stage.job.store.exists(name)
+            ]
+        yield from (replace(leftover, name=f"{folder}/{leftover.name}") for leftover in inside)
+
+
+def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None, stages: bool = False) -> Sweep:
     status = job.status()
     is_finished = job.is_ended
     attempts, unsettled = _attempts(job, is_finished=is_finished)
     in_job = [*attempts, *_unfinished(job, is_finished=is_finished, now=now), *_merged(job), *_unopened(job)]
+    in_job += _of_stages(job, is_finished=is_finished, now=now, stages=stages)
     in_sink = [_of_sink(leftover) for leftover in leftovers(job)]
     reason = ""
     if unsettled:
@@ -260,8 +299,8 @@ def _unfinished(job: JobDirectory, *, is_finished: bool, now: datetime) -> Itera
         return
     for path in sorted(Path(job.root).rglob(".*.tmp")):
         name = path.relative_to(job.root).as_posix()
-        # Children are swept one by one: a driver may run a child.
-        if name.startswith(f"{layout.CHILDREN}/"):
+        # Children are swept one by one: a driver may run a child. Stages have rules of their own.
+        if name.startswith((f"{layout.CHILDREN}/", f"{layout.STEPS}/")):
             continue
         is_of_worker = _OF_A_WORKER.match(name) is not None
         if not is_unfinished(path.name) or (is_of_worker and not is_finished):
@@ -301,7 +340,7 @@ def _merged(job: JobDirectory) -> Iterator[Leftover]:
 def _remove(job: JobDirectory, leftover: Leftover) -> None:
     if leftover.kind in tuple(SinkLeftoverKind):
         remove_leftover(job, leftover.path)
-    elif leftover.kind == "merged":
+    elif leftover.kind in ("merged", "stage"):
         job.store.remove_folder(leftover.name)
     else:
         job.store.remove(leftover.name)

@@ -32,6 +32,8 @@ class SourceBatch:
     """int64 [fragments]: rows the filter dropped since the previous batch."""
     reasons: tuple[str, ...] = ()
     """Reason for which each row was rejected earlier; empty for rows of input files."""
+    origin: pa.Table | None = None
+    """File and row of the job's source that each row comes from, where the files that were read say it."""
 
     def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
         """Return the rows ``start`` to ``stop``.
@@ -44,4 +46,5 @@ class SourceBatch:
             row=self.row[start:stop],
             filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
             reasons=self.reasons[start:stop],
+            origin=None if self.origin is None else self.origin.slice(start, stop - start),
         )

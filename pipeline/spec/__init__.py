@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline.spec.load import LoadedSpec, load_spec
     from pipeline.spec.model_ref import ModelRef
     from pipeline.spec.parts import (
+        CheckpointStep,
         ColumnContract,
         Errors,
         FanOut,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrivalTrigger",
+    "CheckpointStep",
     "ColumnContract",
     "Errors",
     "FanOut",
@@ -61,8 +63,8 @@ __getattr__, __dir__ = lazy_face(
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",
         "parts": (
-            "ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions RunOptions "
-            "Score ScoreStep SelectStep Sink Source"
+            "CheckpointStep ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions "
+            "RunOptions Score ScoreStep SelectStep Sink Source"
         ),
         "triggers": "ArrivalTrigger Trigger",
     },

@@ -38,6 +38,7 @@ from pipeline.spec.fields import (
 from pipeline.spec.model_ref import Device
 from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
+    CheckpointStep,
     ColumnContract,
     Errors,
     FanOut,
@@ -57,6 +58,7 @@ from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __all__ = [
     "ArrivalTrigger",
+    "CheckpointStep",
     "ColumnContract",
     "Errors",
     "FilterStep",
@@ -72,8 +74,14 @@ __all__ = [
     "json_schema",
 ]
 
-AnyStep = MapStep | FilterStep | SelectStep | ScoreStep
-_STEPS: dict[str, type[SpecModel]] = {"map": MapStep, "filter": FilterStep, "select": SelectStep, "score": ScoreStep}
+AnyStep = MapStep | FilterStep | SelectStep | ScoreStep | CheckpointStep
+_STEPS: dict[str, type[SpecModel]] = {
+    "map": MapStep,
+    "filter": FilterStep,
+    "select": SelectStep,
+    "score": ScoreStep,
+    "checkpoint": CheckpointStep,
+}
 STEP_KINDS = tuple(_STEPS)
 NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report"}
 """Fields without influence on the output rows."""
@@ -104,6 +112,8 @@ def _step_issue(step: Any) -> tuple[str, str]:
     if len(both) > 1:
         return f"a step has both {both[0]} and {both[1]}", "start each with a dash of its own"
     names = list(step) if isinstance(step, dict) else []
+    if {"rebalance", "repartition"} & set(map(str, names)):
+        return "unknown kind of step", "say checkpoint: true, behind which rows are cut into partitions anew"
     hints = [did_you_mean(str(name), STEP_KINDS) for name in names]
     fields = {"map": MapStep.model_fields, "score": Score.model_fields}
     owner = next((kind for kind in fields for name in names if name in fields[kind]), None)
@@ -116,6 +126,7 @@ def _check_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
     """Refuse steps whose fields contradict each other, and a job that does nothing."""
     if not steps:
         raise spec_error("has no step", expected="map, filter, select and score steps in any order")
+    _check_checkpoints(steps)
     scores = [number for number, step in enumerate(steps) if isinstance(step, ScoreStep)]
     columns = [step.score.output_spec.column for step in steps if isinstance(step, ScoreStep)]
     for column in sorted({column for column in columns if columns.count(column) > 1}):
@@ -142,11 +153,35 @@ def _check_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
     return steps
 
 
+def _check_checkpoints(steps: tuple[AnyStep, ...]) -> None:
+    """Refuse a checkpoint of rows that are kept anyway: those of the source, of another checkpoint, of the output."""
+    for number, step in enumerate(steps):
+        if not isinstance(step, CheckpointStep):
+            continue
+        if number == 0:
+            raise spec_error(
+                "begins with a checkpoint, before which no step is",
+                expected="a step before it",
+                next_step="remove steps.0: the files of the source are cut into partitions anyway",
+            )
+        if number == len(steps) - 1:
+            raise spec_error(
+                "ends with a checkpoint, behind which no step is",
+                expected="a step behind it",
+                next_step=f"remove steps.{number}: the output is kept as a checkpoint anyway",
+            )
+        if isinstance(steps[number - 1], CheckpointStep):
+            raise spec_error(
+                "has two checkpoints in a row", expected="a step between them", next_step=f"remove steps.{number}"
+            )
+
+
 Step = Annotated[
     Annotated[MapStep, Tag("map step")]
     | Annotated[FilterStep, Tag("filter step")]
     | Annotated[SelectStep, Tag("select step")]
-    | Annotated[ScoreStep, Tag("score step")],
+    | Annotated[ScoreStep, Tag("score step")]
+    | Annotated[CheckpointStep, Tag("checkpoint step")],
     Discriminator(_step_tag, custom_error_type=_KIND, custom_error_message="unknown step"),
 ]
 
@@ -158,8 +193,8 @@ class JobSpec(SpecModel):
     """Lower-case letters, digits, ``._-``; at most 64."""
     source: Source
     steps: Annotated[tuple[Step, ...], Field(strict=False), AfterValidator(_check_order)]
-    """``map``, ``filter``, ``select`` and ``score``, in any number and order. A job without ``score`` only prepares
-    data."""
+    """``map``, ``filter``, ``select`` and ``score``, in any number and order, with ``checkpoint`` between stages. A job
+    without ``score`` only prepares data."""
     sink: Sink
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
@@ -284,6 +319,11 @@ class JobSpec(SpecModel):
             return False
         score = last.score
         return score.where is None and score.shadow is None and isinstance(score.model, str)
+
+    @property
+    def has_stages(self) -> bool:
+        """True if a step ends a stage: the job then runs as several, each with partitions of its own."""
+        return any(isinstance(step, CheckpointStep) for step in self.steps)
 
     @property
     def digest(self) -> str:

@@ -141,6 +141,27 @@ class SelectStep(SpecModel):
         return dict(self.select) if isinstance(self.select, dict) else {name: name for name in self.select}
 
 
+class Checkpoint(SpecModel):
+    """End of a stage."""
+
+    partition_bytes: Annotated[int | str, AfterValidator(check_size)] | None = None
+    """Most uncompressed bytes of a partition of the next stage, as ``64 MiB`` or a number. Default: 256 MiB."""
+
+
+class CheckpointStep(SpecModel):
+    """Step that ends a stage: its rows are kept, and cut anew for the steps behind it."""
+
+    checkpoint: Literal[True] | Checkpoint
+    """``true``, or the size of the partitions behind it. A job that died repeats no work before it, and a partition
+    that became larger than the others is cut; see docs/stages.md."""
+
+    @property
+    def partition_bytes(self) -> int | None:
+        """Most bytes of a partition of the next stage; None: the default."""
+        size = self.checkpoint.partition_bytes if isinstance(self.checkpoint, Checkpoint) else None
+        return None if size is None else parse_bytes(size)
+
+
 class Output(SpecModel):
     """Result of the model to write."""
 

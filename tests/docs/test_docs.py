@@ -22,6 +22,7 @@ from pipeline import errors
 from pipeline.cli import main
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.execution.clusters import find_cluster
+from pipeline.report.verify import CHECKS
 from pipeline.settings import Settings, setting_names
 from pipeline.spec.job_spec import JobSpec
 
@@ -136,6 +137,8 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "RetryCall",
         "FilterStep",
         "SelectStep",
+        "CheckpointStep",
+        "Checkpoint",
         "ScoreStep",
         "Score",
         "Output",
@@ -162,6 +165,7 @@ steps:
   - score: {model: churn.ubj, output: {column: churn}}
   - filter: churn > 0
   - select: [churn]
+  - checkpoint: {}
   - map: features:last
 sink: {path: out/}
 errors: {}
@@ -180,6 +184,8 @@ triggers:
         "RetryCall": "steps.0.on_error.OSError.",
         "FilterStep": "steps.2.",
         "SelectStep": "steps.3.",
+        "CheckpointStep": "steps.4.",
+        "Checkpoint": "steps.4.checkpoint.",
         "ScoreStep": "steps.1.",
         "Score": "steps.1.score.",
         "Output": "steps.1.score.output.",
@@ -247,8 +253,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_command_and_check_is_documented() -> None:
     text = read("docs/command-line.md")
     assert set(re.findall(r"^## (\w+)", text, re.MULTILINE)) == set(main.commands)
-    source = read("pipeline/report/verify.py")
-    assert first_column(section(text, "## verify [JOB]")) == re.findall(r'^        \("(\w+)", ', source, re.MULTILINE)
+    assert first_column(section(text, "## verify [JOB]")) == list(CHECKS)
 
 
 def shown_json(heading: str) -> dict[str, object]:

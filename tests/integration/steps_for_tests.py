@@ -58,3 +58,8 @@ def fail_on_fewer(frame: pd.DataFrame) -> pd.DataFrame:
 def returns_nothing_on_a_worker(frame: pd.DataFrame) -> pd.DataFrame | None:
     """A step that breaks its contract, but not where it is tried before a job runs."""
     return None if "pipeline.execution.clusters.worker_setup" in sys.modules else frame
+
+
+def keep_the_first_file(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that leaves rows of small ids only: nearly all partitions end up empty."""
+    return frame[frame["id"] < 3000]

@@ -182,7 +182,9 @@ def supply_of(client: Any) -> WorkerSupply | None:
 class SharedCluster:
     """A cluster shared by several jobs. Each job has its own client: a client has only one subscriber per topic."""
 
-    def __init__(self, client: Any, *, timeout: float) -> None:
+    def __init__(self, client: Any, *, timeout: float, is_exclusive: bool = False) -> None:
+        self.is_exclusive = is_exclusive
+        """True if its jobs run one after the other: an idle worker has nothing to do for another of them."""
         self.shared_state = SharedClusterState(supply_of(client))
         self._client = client
         self._timeout = timeout

@@ -81,8 +81,9 @@ def report_page(
     :param shows_values: True: examples of rejected rows have their messages and values. They may be personal.
     """
     sketches = sketches if sketches is not None else sketches_of(job, ledger)
-    ledger = ledger if ledger is not None or job.record.children else job.ledger()
-    spans, files = _spans_and_files(receipts_of(job, ledger))
+    is_one = not job.record.children and not job.record.stages
+    ledger = (ledger if ledger is not None else job.ledger()) if is_one else None
+    spans, files = _spans_and_files(receipts_of(job, ledger), besides=job.root if job.record.stages else "")
     events = job.events.read()
     rejects = summarise(job, ledger=ledger, examples=EXAMPLES) if report.rows.rejected else None
     return _template().render(
@@ -222,10 +223,12 @@ def _events(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(str(event["time"])[:19].replace("T", " "), _event_text(event)) for event in chosen[-SHOWN_EVENTS:]]
 
 
-def _spans_and_files(receipts: Iterable[Receipt]) -> tuple[Spans, list[FileRows]]:
+def _spans_and_files(receipts: Iterable[Receipt], *, besides: str = "") -> tuple[Spans, list[FileRows]]:
     """Return the spans, and the rows of each input file, those with most rejected rows first.
 
     One pass: each receipt is read from a file, and there may be too many for memory.
+
+    :param besides: folder whose files are no input: those that a stage reads of the one before.
     """
     spans: list[Span] = []
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
@@ -233,6 +236,8 @@ def _spans_and_files(receipts: Iterable[Receipt]) -> tuple[Spans, list[FileRows]
         if (span := Span.of(receipt)) is not None:
             spans.append(span)
         for part in receipt.files:
+            if besides and part.path.startswith(f"{besides}/"):
+                continue
             total = sums[part.path]
             total[0] += part.rows.input
             total[1] += part.rows.output

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.stages import stage_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,16 @@ def _lanes(parts: Sequence[Span]) -> list[list[Span]]:
 
 
 def receipts_of(job: JobDirectory, ledger: Ledger | None = None) -> Iterator[Receipt]:
-    """Yield the receipts that count, of a fan-out those of its children.
+    """Yield the receipts that count: of a fan-out those of its children, of a job of stages those of all of them.
 
     :param ledger: ledger of a job without children, if already read.
     """
     if job.record.children:
         for child in job.children():
             yield from child.ledger().done
+    elif job.record.stages:
+        for state in stage_states(job):
+            if state.job is not None:
+                yield from state.job.ledger().done
     else:
         yield from (ledger or job.ledger()).done

@@ -93,7 +93,7 @@ class _Builder:
         return MapOperation([next(self._steps) for _ in maps], FrameSchemas(self._never_null, frames))
 
     def _score(self, step: AnyScore, *, is_first: bool, is_last: bool) -> ScoreOperation:
-        output = pa.ipc.read_schema(pa.py_buffer(self._recipe.output_schema)).names
+        output = self._recipe.visible_schema.names
         rules = (
             self._recipe.source_rules
             if is_first and isinstance(step, ScoreRecipe) and step.where is None and step.shadow is None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.rows import InputFile
 from pipeline.driver.quarantine import open_quarantine_round
-from pipeline.driver.retry import _find_work, number_partitions
+from pipeline.driver.retry import find_work, number_partitions
 from pipeline.errors import CorruptInput
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory, JobOptions
@@ -104,7 +104,7 @@ class History:
             write_receipt(directory, self._worker(first), partition, attempt=unique_name(), of=of)
 
     def _retry(self, directory: JobDirectory, ledger: Ledger, first: int, second: int) -> None:
-        work = _find_work(directory, ledger, limits=LIMITS)
+        work = find_work(directory, ledger, limits=LIMITS)
         if not work.partitions and not work.repaired:
             return
         plan = replace(

@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.examples import choose
+from pipeline.testing.inline import seal_inline
 from pipeline.testing.oracle import FEATURES, make_lake, train_model
 
 STEPS = """
@@ -168,17 +169,56 @@ def run(
     return output.to_pandas(), replace(counts, input=counts.input + plan.pruned_rows)
 
 
-@settings(deadline=None, max_examples=choose(40, of=1000))
-@given(data=st.data())
-def test_a_chain_gives_what_pandas_gives(data: st.DataObject, folder: Path, pins: dict[str, ModelVersion]) -> None:
+def run_stages(
+    folder: Path, pins: dict[str, ModelVersion], steps: list[dict[str, Any]], job: Path
+) -> tuple[pd.DataFrame, RowCounts]:
+    """Run a job with checkpoints, each stage planned from the files of the one before. Return the output and counts."""
+    spec = JobSpec.build(name="c", source={"path": folder / "lake"}, steps=steps, sink={"path": job / "out"})
+    options = Settings(
+        directory=str(job), workers=2, threads=1, fsync=False, max_model_size="1 GiB", import_paths=(str(folder),)
+    )
+    made, manifest = seal_inline(
+        draft(spec, settings=options, pins=pins).plan, directory=job, job="c", settings=options
+    )
+    empty = pa.ipc.read_schema(pa.py_buffer(made.plan.output_schema)).empty_table()
+    tables = (pq.read_table(f"{made.root}/{file.name}").replace_schema_metadata(None) for file in manifest.files)
+    return pa.concat_tables([empty, *tables]).to_pandas(), manifest.rows
+
+
+def draw_chain(data: st.DataObject, folder: Path) -> Chain:
     chain = Chain(pq.read_table(folder / "lake").to_pandas(), folder / "m.ubj", (folder / "n.ubj", folder / "o.ubj"))
     kinds = data.draw(st.lists(st.sampled_from(["filter", "select", "map", "score"]), min_size=1, max_size=6))
     for kind in kinds:
         chain.add(kind, lambda options: data.draw(st.sampled_from(list(options))))
+    return chain
+
+
+@settings(deadline=None, max_examples=choose(40, of=1000))
+@given(data=st.data())
+def test_a_chain_gives_what_pandas_gives(data: st.DataObject, folder: Path, pins: dict[str, ModelVersion]) -> None:
+    chain = draw_chain(data, folder)
     if not chain.steps:
         return
     job = folder / "jobs" / f"{abs(hash(json.dumps(chain.steps))):x}"
-    output, rows = run(folder, pins, chain.steps, job)
+    check(chain, *run(folder, pins, chain.steps, job))
+
+
+@settings(deadline=None, max_examples=choose(25, of=1000))
+@given(data=st.data())
+def test_checkpoints_change_no_row(data: st.DataObject, folder: Path, pins: dict[str, ModelVersion]) -> None:
+    chain = draw_chain(data, folder)
+    if len(chain.steps) < 2:
+        return
+    ends = data.draw(st.sets(st.integers(1, len(chain.steps) - 1), min_size=1))
+    size = data.draw(st.sampled_from([True, {"partition_bytes": "4 KiB"}]))
+    steps = [
+        one for n, step in enumerate(chain.steps) for one in ([{"checkpoint": size}, step] if n in ends else [step])
+    ]
+    job = folder / "staged" / f"{abs(hash(json.dumps(steps))):x}"
+    check(chain, *run_stages(folder, pins, steps, job))
+
+
+def check(chain: Chain, output: pd.DataFrame, rows: RowCounts) -> None:
     assert list(output.columns) == chain.written()
     assert (rows.input, rows.output, rows.rejected) == (1300, len(chain.frame), 0)
     for name in output.columns:
