@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.cli import chaos, dashboard, gc, inspect, models, plan, run, serve, submit, triggers, watch
+from pipeline.cli import chaos, dashboard, gc, inspect, models, plan, run, serve, submit, support, triggers, watch
 from pipeline.cli.options import JSON, VERBOSITY, json_text, tell
 from pipeline.common.secrets import mask_streams, redact
 from pipeline.errors import PipelineError, SpecError, StepFailed
@@ -170,6 +170,7 @@ for _command in (
     watch.logs,
     inspect.list_command,
     inspect.status,
+    support.why,
     inspect.report,
     dashboard.dashboard,
     inspect.verify,
@@ -180,5 +181,7 @@ for _command in (
     serve.serve,
     gc.gc,
     chaos.chaos,
+    support.doctor,
+    support.completion,
 ):
     main.add_command(_command)

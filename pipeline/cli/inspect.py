@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,25 @@ from pipeline.errors import StateCorrupt
 
 if TYPE_CHECKING:
     from pipeline.jobs.directory import JobDirectory
+    from pipeline.jobs.refusals import Refusal
     from pipeline.report.report import Report
 
-job_argument = click.argument("job", default="@last")
+SHOWN_REFUSALS = 5
+"""Runs refused since the newest job that `list` shows."""
+
+
+def complete_job(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids that begin like that, newest first; for shells."""
+    from pipeline.jobs.listing import LAST, job_ids
+
+    directory = context.params.get("directory")
+    with suppress(Exception):
+        ids = job_ids(settings_for(directory=directory).directory)
+        return [name for name in (LAST, *ids) if name.startswith(incomplete)]
+    return []
+
+
+job_argument = click.argument("job", default="@last", shell_complete=complete_job)
 
 
 @click.command("list", short_help="List the jobs, newest first.")
@@ -30,6 +47,7 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
     """List the jobs, newest first, with their age and completed partitions."""
     from pipeline.common.units import utc_now
     from pipeline.jobs.listing import list_jobs
+    from pipeline.jobs.refusals import read_refusals
     from pipeline.jobs.status import Status
     from pipeline.storage.urls import is_local_path, local_path
 
@@ -44,7 +62,17 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
     summaries = list_jobs(settings.directory, name=name, statuses=wanted, limit=limit)
     jobs = [summary.to_dict(now=utc_now()) for summary in summaries]
     root = str(local_path(settings.directory)) if is_local_path(settings.directory) else settings.directory
-    emit({"directory": root, "jobs": jobs}, lambda: _list_text(jobs, settings.directory, is_all=not (wanted or name)))
+    refusals = read_refusals(settings.directory) if not (wanted or name) else ()
+    details = {"directory": root, "jobs": jobs, "refused": [refusal.to_dict() for refusal in refusals]}
+    emit(
+        details,
+        lambda: "\n".join(
+            [
+                _list_text(jobs, settings.directory, is_all=not (wanted or name)),
+                *_refusal_lines(refusals, created=str(jobs[0].get("created", "")) if jobs else ""),
+            ]
+        ),
+    )
 
 
 def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:
@@ -62,6 +90,14 @@ def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> s
             _list_row(child, f"  {child['job'].removeprefix(job['job'])}", "") for child in job.get("children", ())
         ]
     return table_text(["JOB", "STATUS", "AGE", "DONE", "ROWS", "OUTPUT"], rows)
+
+
+def _refusal_lines(refusals: Sequence[Refusal], *, created: str) -> list[str]:
+    """Return a line for each run that was refused since the newest job."""
+    from pipeline.common.units import format_seconds, utc_now
+
+    recent = [refusal for refusal in refusals if refusal.time > created][:SHOWN_REFUSALS]
+    return [f"refused {format_seconds(refusal.age(utc_now()))} ago: {refusal.text()}" for refusal in recent]
 
 
 def _list_row(job: dict[str, Any], name: str, age: str) -> list[str]:

@@ -202,7 +202,7 @@ def _run_loaded(
 
         return runner.run(loaded.spec, settings=settings, job_id=job_id, callbacks=callbacks)
 
-    _finish(go, settings=settings, strict=strict, text=text)
+    _finish(go, settings=settings, strict=strict, text=text, name=loaded.spec.name)
 
 
 def _begin_workers(flags: Flags, *, has_steps: bool) -> None:
@@ -239,8 +239,12 @@ def _finish(
     settings: Settings,
     strict: bool,
     text: Callable[[Report], str] | None = None,
+    name: str = "",
 ) -> None:
-    """Run with a progress display, then print the report and set the exit status."""
+    """Run with a progress display, then print the report and set the exit status.
+
+    :param name: name in the job spec; an error before there is a job is kept for ``list`` under it.
+    """
     from pipeline.jobs.status import Status
     from pipeline.report.progress import JobWatch, show_progress
 
@@ -249,6 +253,10 @@ def _finish(
         with relay_if_shown() as relay, show_progress(quiet=is_quiet(), on_live=relay.print_with) as callbacks:
             report = go((watch, *callbacks))
     except PipelineError as error:
+        if not watch.job and name:
+            from pipeline.jobs.refusals import record_refusal
+
+            record_refusal(settings.directory, name, error)
         job = _known(watch.job, settings) if wants_json() and watch.job else None
         tell(error, text=str(error), details=error.to_dict(), job=job)
         raise click.exceptions.Exit(error.exit_code) from error

@@ -17,6 +17,7 @@ from pipeline.cli.options import (
     override_option,
     settings_for,
 )
+from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.service.submit import SubmitResult
@@ -56,15 +57,16 @@ def submit(
     from pipeline.service.submit import submit as submit_job
 
     loaded = load(job_file, overrides=overrides, params=params)
-    result = submit_job(
-        loaded.spec,
-        settings=settings_for(loaded, **flags),
-        key=key,
-        force=force,
-        job_id=job_id,
-        priority=priority,
-        start=not queue,
-    )
+    settings = settings_for(loaded, **flags)
+    try:
+        result = submit_job(
+            loaded.spec, settings=settings, key=key, force=force, job_id=job_id, priority=priority, start=not queue
+        )
+    except PipelineError as error:
+        from pipeline.jobs.refusals import record_refusal
+
+        record_refusal(settings.directory, loaded.spec.name, error)
+        raise
     tell_submitted(result, is_queued=queue)
 
 

@@ -140,6 +140,9 @@ errors:
 #   - {url: https://hooks.example.com/jobs, secret: env:HOOK_SECRET, timeout: 10, attempts: 5}
 #   - {openlineage: my-namespace}
 
+# Content of the report: whether to count distributions of scores and features, and to show values of rejected rows.
+# report: {distributions: true, show_values: false}
+
 # One job for each value of a partition key or column of the source, or of a list. ${fan_out.value} puts the value into
 # any text above. publish: all (once every job is ready to) or each.
 # fan_out: {by: country, max_parallel: 4, publish: all, max_children: 1000}

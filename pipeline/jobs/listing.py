@@ -138,6 +138,11 @@ def _folders(root: str | os.PathLike[str]) -> list[str]:
     return [name for name in open_store(root).list_folders() if not name.startswith(".")]
 
 
+def job_ids(root: str | os.PathLike[str]) -> list[str]:
+    """Return names of folders that may be jobs under ``root``, in reverse order; nothing in them is read."""
+    return sorted(_folders(root), reverse=True)
+
+
 def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     """Return the job that ``name`` means.
 

@@ -56,6 +56,7 @@ COMMANDS = [
     "logs",
     "list",
     "status",
+    "why",
     "report",
     "dashboard",
     "verify",
@@ -66,6 +67,8 @@ COMMANDS = [
     "serve",
     "gc",
     "chaos",
+    "doctor",
+    "completion",
 ]
 
 
