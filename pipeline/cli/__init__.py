@@ -173,6 +173,7 @@ for _command in (
     support.why,
     inspect.report,
     dashboard.dashboard,
+    dashboard.metrics,
     inspect.verify,
     inspect.rejects,
     triggers.triggers,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -54,6 +56,28 @@ def dashboard(port: int, is_opened: bool, directory: str | None) -> None:
         server.server_close()
 
 
+@click.command(short_help="Print metrics of jobs for Prometheus.")
+@click.option("--output", metavar="FILE", help="Replace this file, as for the textfile collector of node_exporter.")
+@directory_option
+@output_options
+def metrics(output: str | None, directory: str | None) -> None:
+    """Print the metrics of running jobs, and of the newest job of each name, in the text format of Prometheus."""
+    from pipeline.common.metrics import metrics_text
+    from pipeline.storage.urls import storage_errors
+
+    text = metrics_text(PageData(settings_for(directory=directory).directory).newest())
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    # A collector reads the file at any time: it sees the old one or the new one.
+    path = Path(output).absolute()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with storage_errors(str(path)):
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+
+
 def make_server(settings: Settings, *, port: int) -> ThreadingHTTPServer:
     """Return a server of the page, which listens already.
 
@@ -95,6 +119,20 @@ class PageData:
                 answer = self._read(job)
                 self._answers = {job: (time.monotonic(), answer)}
             return answer
+
+    def newest(self) -> list[dict[str, Any]]:
+        """Return the figures of the jobs that run, and of the newest job of each name."""
+        from pipeline.jobs.listing import list_jobs
+
+        chosen, names = [], set()
+        for summary in list_jobs(self._root, limit=SHOWN_JOBS):
+            for part in summary.children or (summary,):
+                if part.status.is_active or part.record.name not in names:
+                    chosen.append(part)
+                names.add(part.record.name)
+        with self._lock:
+            figures = [self._figures(part.directory, str(part.status)) for part in chosen]
+        return [known for known in figures if known is not None]
 
     def _read(self, job: str) -> dict[str, Any]:
         from pipeline.common.units import utc_now
@@ -144,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
     page_data: PageData
 
     def do_GET(self) -> None:
-        from pipeline.common import live_page
+        from pipeline.common import live_page, metrics
 
         url = urlsplit(self.path)
         try:
@@ -159,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
                 job = parse_qs(url.query).get("job", [""])[0]
                 body = json.dumps(self.page_data.read(job)).encode()
                 self._answer(body, "application/json", live_page.HEADERS)
+            elif url.path == f"/{live_page.METRICS}":
+                text = metrics.metrics_text(self.page_data.newest())
+                self._answer(text.encode(), metrics.CONTENT_TYPE, live_page.HEADERS)
             else:
                 self.send_error(404)
         except RefusedForSafety as error:

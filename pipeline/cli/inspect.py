@@ -41,10 +41,18 @@ job_argument = click.argument("job", default="@last", shell_complete=complete_jo
 )
 @click.option("--name", metavar="PATTERN", default="", help="Only jobs whose name or id matches, such as churn-*.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
+@click.option("--trend", metavar="NAME", help="Compare the jobs of this name, oldest first: speed, rejects, memory.")
 @directory_option
 @output_options
-def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, directory: str | None) -> None:
+def list_command(
+    *, statuses: tuple[str, ...], name: str, limit: int | None, trend: str | None, directory: str | None
+) -> None:
     """List the jobs, newest first, with their age and completed partitions."""
+    if trend is not None:
+        if statuses or name:
+            raise click.UsageError("--trend goes with --limit only")
+        _show_trend(trend, limit, directory)
+        return
     from pipeline.common.units import utc_now
     from pipeline.jobs.listing import list_jobs
     from pipeline.jobs.refusals import read_refusals
@@ -73,6 +81,15 @@ def list_command(*, statuses: tuple[str, ...], name: str, limit: int | None, dir
             ]
         ),
     )
+
+
+def _show_trend(name: str, limit: int | None, directory: str | None) -> None:
+    from pipeline.report import trend as trends
+
+    root = settings_for(directory=directory).directory
+    points = trends.trend(root, name, limit=limit or trends.SHOWN)
+    details = {"directory": root, "name": name, "jobs": [point.to_dict() for point in points]}
+    emit(details, lambda: trends.trend_text(points) if points else f"no job named {name} in {root}")
 
 
 def _list_text(jobs: list[dict[str, Any]], directory: str, *, is_all: bool) -> str:

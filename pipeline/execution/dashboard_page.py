@@ -16,7 +16,7 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado import web
 
-from pipeline.common import live_page
+from pipeline.common import live_page, metrics
 
 logger = logging.getLogger(__name__)
 OPERATION = "pipeline_job_figures"
@@ -39,9 +39,13 @@ class PipelinePage(SchedulerPlugin):
         """Add the page to the dashboard. Dask calls this."""
         scheduler.handlers[OPERATION] = self.update
         options = {"jobs": self.jobs}
-        scheduler.http_application.add_handlers(
-            r".*$", [(rf"/{live_page.PAGE}", _Page), (rf"/{live_page.DATA}".replace(".", r"\."), _Data, options)]
-        )
+        data = live_page.DATA.replace(".", r"\.")
+        routes = [
+            (f"/{live_page.PAGE}", _Page),
+            (f"/{data}", _Data, options),
+            (f"/{live_page.METRICS}", _Metrics, options),
+        ]
+        scheduler.http_application.add_handlers(r".*$", routes)
         if "distributed.dashboard.scheduler" in sys.modules:
             add_link(scheduler)
 
@@ -82,6 +86,12 @@ class _Data(_Page):
     def get(self) -> None:
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"is_dask": True, "jobs": list(self._jobs.values())[::-1]}))
+
+
+class _Metrics(_Data):
+    def get(self) -> None:
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
+        self.finish(metrics.metrics_text(self._jobs.values()))
 
 
 class LivePage:

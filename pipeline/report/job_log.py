@@ -24,6 +24,8 @@ from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 
+_PLACES = ("round", "partition", "attempt", "worker")
+"""Attributes of log records that lines have too."""
 REMOTE_SECONDS = 5.0
 """Seconds between two writes to an object store, where each write is a new version of the object."""
 LIBRARIES = ("distributed", "dask")
@@ -42,6 +44,7 @@ class LogFile:
     def __init__(self, store: Store, epoch: int) -> None:
         self.store = store
         self.name = layout.log_path(epoch)
+        self.job = store.root.rstrip("/").rpartition("/")[2]
         # Reentrant: the warning about a failed write is itself logged, and comes back here to be dropped.
         self._lock = threading.RLock()
         self._file: IO[str] | None = None
@@ -113,9 +116,10 @@ class LogFile:
 class _LogHandler(logging.Handler):
     """Write log records to a `LogFile`."""
 
-    def __init__(self, file: LogFile) -> None:
+    def __init__(self, file: LogFile, job: str) -> None:
         super().__init__(logging.INFO)
         self.file = file
+        self.job = job
         thread = threading.current_thread()
         # Several drivers may run in threads, each for one child of a fan-out: each logs only its own thread.
         self.only = None if thread is threading.main_thread() else thread.ident
@@ -131,8 +135,9 @@ class _LogHandler(logging.Handler):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            "job": self.job,
         }
-        fields |= {name: getattr(record, name) for name in ("partition", "worker") if hasattr(record, name)}
+        fields |= {name: getattr(record, name) for name in _PLACES if hasattr(record, name)}
         if record.exc_info and record.exc_info[0] is not None:
             fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         self.file.write(fields)
@@ -143,13 +148,16 @@ class _Progress(Callback):
 
     def __init__(self, file: LogFile) -> None:
         self.file = file
+        self.job = file.job
 
     def on_partition(self, event: PartitionEnded) -> None:
         """Write a completed partition. Other outcomes are events already."""
         if event.outcome == AttemptOutcome.DONE:
             self._say(
                 f"partition {event.partition}: done, {rows_text(event.rows)}, {event.seconds:.2f} s",
+                round=event.round,
                 partition=event.partition,
+                attempt=event.attempt,
                 worker=event.worker,
             )
 
@@ -164,16 +172,18 @@ class _Progress(Callback):
                 f"{error.get('kind')}: {error.get('message')}" + (f" ({details})" if details else ""), level="ERROR"
             )
 
-    def _say(self, message: str, *, level: str = "INFO", **fields: str) -> None:
+    def _say(self, message: str, *, level: str = "INFO", **fields: Any) -> None:
         now = iso_time(datetime.now(UTC))
-        self.file.write({"time": now, "level": level, "logger": "pipeline", "message": message, **fields})
+        self.file.write(
+            {"time": now, "level": level, "logger": "pipeline", "message": message, "job": self.job, **fields}
+        )
 
 
 @contextmanager
 def record_log(store: Store, *, epoch: int) -> Iterator[Callback]:
     """Write log records of this package, and events of the yielded callback, to ``logs/<epoch>.jsonl``."""
     file = LogFile(store, epoch)
-    handler, progress = _LogHandler(file), _Progress(file)
+    handler, progress = _LogHandler(file, file.job), _Progress(file)
     loggers = [logging.getLogger(name) for name in ("pipeline", *LIBRARIES)]
     first = {"schema_version": 1, "time": iso_time(datetime.now(UTC)), "level": "INFO", "logger": "pipeline"}
     file.write({**first, "message": f"the log of driver {epoch}"})

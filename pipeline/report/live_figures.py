@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common.metrics import BUCKETS
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
@@ -181,6 +182,8 @@ class LiveFigures:
                     "counts": self.counts.to_dict(),
                     "running": [asdict(part) for part in shown[:SHOWN_RUNNING]],
                     "durations": self._histogram(),
+                    "seconds": self._buckets(),
+                    "updated": round(now, 3),
                     "workers": [self._worker(name, time, now) for name, time in workers[:SHOWN_WORKERS]],
                     "workers_left_out": max(0, len(workers) - SHOWN_WORKERS),
                     "batch": {
@@ -208,6 +211,11 @@ class LiveFigures:
         end = min(now, time.ended or now)
         idle = (end - self.started) * max(1, self.threads) - active if self.started else 0.0
         return {"worker": name, "partitions": time.partitions, **phases, "idle": round(max(0.0, idle), 3)}
+
+    def _buckets(self) -> dict[str, Any]:
+        """Return the partitions by `BUCKETS` of their seconds."""
+        counts = np.bincount(np.searchsorted(BUCKETS, self.durations), minlength=len(BUCKETS) + 1)
+        return {"counts": counts.tolist(), "sum": round(sum(self.durations), 3)}
 
     def _histogram(self) -> dict[str, Any]:
         if not self.durations:

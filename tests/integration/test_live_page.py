@@ -64,6 +64,8 @@ def test_numbers_on_the_page_are_those_of_the_receipts(site: str, job: JobDirect
 def test_server_answers_for_this_machine_only(site: str) -> None:
     """A page of the web could make its own name point to 127.0.0.1 and read the figures."""
     assert json.load(urlopen(f"{site}/pipeline.json"))["jobs"][0]["job"] == "small-1"
+    metrics = urlopen(f"{site}/pipeline/metrics").read().decode()
+    assert 'pipeline_job_status{job="small-1",name="small",status="RUNNING"} 1\n' in metrics
     with pytest.raises(HTTPError) as caught:
         urlopen(Request(f"{site}/pipeline.json", headers={"Host": "evil.example:80"}))
     assert caught.value.code == 403

@@ -12,6 +12,8 @@ PAGE = "pipeline"
 """Last part of the URL of the page."""
 DATA = "pipeline.json"
 """Last part of the URL of the figures: ``{"jobs": [figures of a job, …]}``."""
+METRICS = "pipeline/metrics"
+"""URL of the same figures as metrics of Prometheus."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

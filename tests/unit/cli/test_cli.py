@@ -59,6 +59,7 @@ COMMANDS = [
     "why",
     "report",
     "dashboard",
+    "metrics",
     "verify",
     "rejects",
     "triggers",

@@ -80,3 +80,11 @@ def test_job_ids_are_completed(folder: Path) -> None:
     environment = {**os.environ, **words, "_BATCH_PIPELINE_COMPLETE": "bash_complete", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "plain,small-1\n", done.stderr
+
+
+def test_metrics_as_a_textfile_and_trend(folder: Path) -> None:
+    assert CliRunner().invoke(main, ["metrics", "--output", "jobs.prom"]).exit_code == 0
+    assert 'pipeline_job_status{job="small-1",name="small",status="PLANNED"} 1' in (folder / "jobs.prom").read_text()
+    assert sorted(path.name for path in folder.glob(".jobs.prom*")) == []
+    assert "small-1" in CliRunner().invoke(main, ["list", "--trend", "small"]).stdout
+    assert CliRunner().invoke(main, ["list", "--trend", "small", "--name", "x"]).exit_code == 2

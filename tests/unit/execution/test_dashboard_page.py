@@ -35,8 +35,9 @@ def test_plugin_serves_the_last_figures_of_each_job() -> None:
     assert list(page.jobs)[-1] == "j-10"
     assert page.jobs["j-10"]["done"] == 1
     paths = [PathMatches(route[0]).regex for route in scheduler.http_application.routes]
-    assert [bool(path.match("/pipeline")) for path in paths] == [True, False]
-    assert [bool(path.match("/pipeline.json")) for path in paths] == [False, True]
+    assert [bool(path.match("/pipeline")) for path in paths] == [True, False, False]
+    assert [bool(path.match("/pipeline.json")) for path in paths] == [False, True, False]
+    assert [bool(path.match("/pipeline/metrics")) for path in paths] == [False, False, True]
 
 
 @pytest.mark.parametrize("broken", ["register_plugin", "scheduler", "dashboard_link"])
