@@ -30,6 +30,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "params": '{day: "2026-01-01", threshold: 0.5}',
         "run": '{date: "2026-01-01"}',
         "report": "{show_values: true}",
+        "gate": "{psi: 0.2}",
         "fan_out": "{by: country}",
         "hooks": "[{when: [failure], command: [notify-send, it failed]}]",
         "triggers": '[{cron: "30 2 * * *", time_zone: Europe/Berlin}]',
@@ -43,6 +44,26 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "incremental": "true",
     },
     "Incremental": {"on_model_change": "all"},
+    "Gate": {
+        "psi": "0.2",
+        "js": "0.05",
+        "ks": "0.1",
+        "baseline": "lake/reference.parquet",
+        "rows": "{min: 0.5, max: 2}",
+        "columns": "{churn: {mean: [0.1, 0.5]}}",
+        "min_rows": "10000",
+        "action": "warn",
+    },
+    "GateRows": {"min": "0.5", "max": "2", "at_least": "1000", "at_most": "5000000"},
+    "GateColumn": {
+        "psi": "0.5",
+        "js": "0.1",
+        "ks": "0.2",
+        "nulls": "0.01",
+        "mean": "[0.1, 0.5]",
+        "min": "0",
+        "max": "1",
+    },
     "ReportOptions": {"distributions": "false", "show_values": "true"},
     "Trigger": {
         "name": "nightly",
@@ -200,6 +221,8 @@ def _type(described: dict[str, Any]) -> str:
         if key in described:
             kinds = [_type(one) for one in described[key] if one.get("type") != "null"]
             return " or ".join(dict.fromkeys(kinds))
+    if "prefixItems" in described:
+        return f"list of {len(described['prefixItems'])} {_type(described['prefixItems'][0])}"
     if described["type"] == "array":
         return f"list of {_type(described['items'])}"
     if described["type"] == "object" and described["additionalProperties"] is True:

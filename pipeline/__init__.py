@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         DriverLost,
         EnvMismatch,
         Fenced,
+        GateFailed,
         InfrastructureError,
         InputChanged,
         InputError,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from pipeline.report.verify import Verification
     from pipeline.service.handle import JobHandle
     from pipeline.settings import Settings
+    from pipeline.spec.gate import Gate
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.parts import (
         CheckpointStep,
@@ -115,6 +117,8 @@ __all__ = [
     "FanOut",
     "Fenced",
     "FilterStep",
+    "Gate",
+    "GateFailed",
     "Hook",
     "Incremental",
     "InfrastructureError",
@@ -195,6 +199,7 @@ _HOMES = {
     "pipeline.report.verify": "Verification",
     "pipeline.service.handle": "JobHandle",
     "pipeline.settings": "Settings",
+    "pipeline.spec.gate": "Gate",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
         "CheckpointStep ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions "

@@ -11,7 +11,8 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   ├── CorruptInput               4
     │   ├── SchemaDrift                4
     │   ├── InputChanged               4
-    │   └── TooManyRejects             4
+    │   ├── TooManyRejects             4
+    │   └── GateFailed                 4
     ├── UserCodeError                  5   fix the step or the model
     │   ├── StepFailed                 5
     │   │   └── StepChanged            5
@@ -180,6 +181,10 @@ class InputChanged(InputError):
 
 class TooManyRejects(InputError):
     """More rows were rejected than ``errors.max_fraction`` allows."""
+
+
+class GateFailed(InputError):
+    """The output does not pass the publish gate of its job."""
 
 
 class UserCodeError(PipelineError):

@@ -25,6 +25,7 @@ from pipeline.service.handle import JobHandle
 from pipeline.service.submit import submit
 from pipeline.settings import Settings
 from pipeline.spec.fields import OnAliasChange, StepChange
+from pipeline.spec.gate import Gate
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import load_spec, source_paths
 from pipeline.spec.model_ref import Device
@@ -98,6 +99,8 @@ class Job:
         Date of the run.
     report : ReportOptions or dict, optional
         Content of the report.
+    gate : Gate or dict, optional
+        Conditions on the output that must hold before it is published.
     triggers : sequence of Trigger or dict, optional
         Schedules, used by a server.
     hooks : sequence of Hook or dict, optional
@@ -148,6 +151,7 @@ class Job:
         params: Fields | None = None,
         run: RunOptions | Fields | None = None,
         report: ReportOptions | Fields | None = None,
+        gate: Gate | Fields | None = None,
         triggers: Sequence[Trigger | Fields] = (),
         hooks: Sequence[Hook | Fields] = (),
         fan_out: FanOut | Fields | None = None,

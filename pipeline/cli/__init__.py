@@ -164,6 +164,7 @@ for _command in (
     submit.submit,
     run.resume,
     run.retry,
+    run.publish,
     submit.cancel,
     watch.watch,
     watch.wait,

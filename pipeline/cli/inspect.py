@@ -197,8 +197,9 @@ def report(
     from pathlib import Path
 
     from pipeline.jobs.layout import REPORT_PAGE
+    from pipeline.jobs.listing import previous_job
     from pipeline.report.distributions import sketches_of
-    from pipeline.report.html.page import previous_job, report_page
+    from pipeline.report.html.page import report_page
 
     found = _find(job, directory)
     earlier = _find(before, directory) if before is not None else previous_job(found)

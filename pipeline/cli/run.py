@@ -95,6 +95,22 @@ def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> N
     _resume(job, strict=strict, flags=flags)
 
 
+@click.command(short_help="Publish what a gate held back.")
+@click.argument("job", default="@last")
+@click.option("--accept", metavar="WHY", required=True, help="Reason, kept with the figures, your name and the time.")
+@cluster_options
+@directory_option
+@output_options
+def publish(job: str, accept: str, **flags: str | int | None) -> None:
+    """Publish the output of a job whose gate failed, as it is. Other figures, such as after a retry, need another."""
+    from pipeline.jobs.listing import find_job
+    from pipeline.report.gate import accept as accept_gate
+
+    settings = settings_for(None, **flags)
+    accept_gate(find_job(settings.directory, job.rstrip("/") or job), accept)
+    _resume(job, strict=False, flags=flags)
+
+
 def _detach(job: str, *, flags: Flags) -> None:
     from pipeline.cli.submit import tell_submitted
     from pipeline.jobs.listing import find_job

@@ -125,6 +125,9 @@ errors:
 # params: {day: "2026-01-01"}
 # run: {date: "2026-01-01"}
 
+# Publish only what is like the output of the job before: here by the population stability index, and by its rows.
+# gate: {psi: 0.2, rows: {min: 0.5, max: 2}}
+
 # When the model's alias moves before the job has ended: pin (go on with the version it began with, and say so), fail,
 # or restart (score every row again with the new version).
 # on_alias_change: pin

@@ -31,6 +31,8 @@ from pipeline.jobs.stages import (
 )
 from pipeline.jobs.status import Status
 from pipeline.plan.outline import Stage, outline
+from pipeline.report.distributions import sketches_of
+from pipeline.report.gate import check_gate
 from pipeline.report.report import Report
 from pipeline.report.stages import decide_stages
 from pipeline.sinks import publish
@@ -66,6 +68,7 @@ class ChainDriver(JobRun):
         self._check_aliases()
         if not self.parent.publishes:
             return self.finish(self.make_report(Status.SCORED))
+        status = self._check_gate(status, sealed)
         self.set_status(Status.PUBLISHING, reason="every stage is sealed")
         self.lease.check()
         manifest = commit_stages(self.job, sealed)
@@ -73,6 +76,18 @@ class ChainDriver(JobRun):
         publish(manifest, self.job, check_lease=self.lease.check)
         self.job.events.append("published", manifest=manifest.number, rows=manifest.rows.output)
         return self.finish(self.make_report(status), reason=f"published; {manifest.rows.rejected:,} rows were rejected")
+
+    def _check_gate(self, status: Status, sealed: Sequence[SealedStage]) -> Status:
+        """Return the final status after the publish gate; see `pipeline.driver.driver.Driver`.
+
+        :raises GateFailed: if the output does not pass it.
+        """
+        last = self.job.manifests.last()
+        is_committed = last is not None and last.inputs == tuple(stage.input for stage in sealed)
+        if self.job.plan.spec.gate is None or self.parent.is_scored or is_committed:
+            return status
+        result = check_gate(self.job, sketches_of(self.job), rows=sealed[-1].manifest.rows.output)
+        return Status.SUCCEEDED_WITH_WARNINGS if result and result.failed else status
 
     def _seal(self, stage: Stage, before: SealedStage | None, stack: ExitStack) -> SealedStage:
         """Return a stage with all its rows done: run what is left of it."""

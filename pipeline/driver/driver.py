@@ -46,6 +46,7 @@ from pipeline.models.device_options import DeviceOptions
 from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.planner import dispatch_order
 from pipeline.report.build import decide_status
+from pipeline.report.gate import check_gate
 from pipeline.report.rejects import first_examples, summarise
 from pipeline.report.report import Report
 from pipeline.sinks import publish
@@ -113,8 +114,21 @@ class Driver(JobRun):
             self._commit(ledger)
         if not self.parent.publishes:
             return self._finish(Status.SCORED, ledger)
+        status = self._check_gate(status, ledger)
         self._commit_and_publish(ledger)
         return self._finish(status, ledger)
+
+    def _check_gate(self, status: Status, ledger: Ledger) -> Status:
+        """Return the final status after the publish gate, which is not asked again once the output is committed.
+
+        :raises GateFailed: if the output does not pass it.
+        """
+        last = self.job.manifests.last()
+        if self.job.plan.spec.gate is None or self.parent.is_scored or (last and last.round == ledger.last.number):
+            return status
+        self.sketches = ledger.sketches()
+        result = check_gate(self.job, self.sketches, rows=ledger.rows.output)
+        return Status.SUCCEEDED_WITH_WARNINGS if result and result.failed else status
 
     def _commit_and_publish(self, ledger: Ledger) -> None:
         self.set_status(Status.PUBLISHING, reason="every partition is done")

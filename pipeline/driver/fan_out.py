@@ -23,6 +23,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_fan_out
 from pipeline.jobs.stages import is_done, progress_of
 from pipeline.jobs.status import Status
+from pipeline.report.distributions import sketches_of
+from pipeline.report.gate import check_gate, read_gate
 from pipeline.report.report import Report
 from pipeline.storage.urls import with_storage_options
 
@@ -90,6 +92,7 @@ class FanOutDriver(JobRun):
                 break
             if self.stop.is_requested:
                 raise self.stop.error(self.job.id, left=sum(child.record.partitions for child in pending))
+        self._check_gate(children)
         self.set_status(Status.PUBLISHING)
         self.lease.check()
         failures = self._publish([child for child in children if not child.is_ended])
@@ -98,6 +101,16 @@ class FanOutDriver(JobRun):
             raise _children_failed(self.job, remaining, failures)
         return self.commit(children)
 
+    def _check_gate(self, children: Sequence[JobDirectory]) -> None:
+        """Check the publish gate on all children together, before any has committed; else each checks its own.
+
+        :raises GateFailed: if their output does not pass it.
+        """
+        is_committed = any(child.manifests.numbers() for child in children)
+        if self.job.plan.spec.gate is None or not self.job.record.publishes_children_together or is_committed:
+            return
+        check_gate(self.job, sketches_of(self.job), rows=sum(child.ledger().rows.output for child in children))
+
     def commit(self, children: Sequence[JobDirectory]) -> Report:
         """Commit the published manifests of all children, and record the end of the fan-out."""
         if self.job.status() is not Status.PUBLISHING:
@@ -105,7 +118,9 @@ class FanOutDriver(JobRun):
         self.lease.check()
         commit = commit_fan_out(self.job, children)
         self.job.events.append("published", manifest=commit.number, rows=commit.rows.output)
+        gate = read_gate(self.job)
         has_warnings = any(child.status() is Status.SUCCEEDED_WITH_WARNINGS for child in children)
+        has_warnings |= gate is not None and bool(gate.failed)
         status = Status.SUCCEEDED_WITH_WARNINGS if has_warnings else Status.SUCCEEDED
         return self.finish(self.make_report(status))
 

@@ -126,7 +126,7 @@ class JobRun:
         self, status: Status, *, ledger: Ledger | None = None, error: PipelineError | None = None
     ) -> Report:
         """Return the report of a run that ends with ``status``."""
-        if ledger is not None:
+        if ledger is not None and self.sketches is None:
             self.sketches = ledger.sketches()
         seconds = time.monotonic() - self.started
         return make_report(self.job, ledger=ledger, status=status, seconds=seconds, error=error, sketches=self.sketches)

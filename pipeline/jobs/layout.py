@@ -16,6 +16,8 @@ REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
 PROGRESS_FILE = "progress.json"
 SKETCHES_FILE = "sketches.json"
+GATE = "gate"
+GATE_RESULT = f"{GATE}/result.json"
 PROBE_FILE = "probe.json"
 REMOVED_FILE = "removed.json"
 """Mark of a stage whose data files were removed, because the job has succeeded."""
@@ -47,6 +49,14 @@ REJECTS = "rejects"
 RECEIPTS = "receipts"
 MERGED = "merged"
 """Holds output files that a sink merges before it publishes them."""
+
+
+def gate_acceptance_path(digest: str) -> str:
+    """Path of the record that the output is published although its gate failed.
+
+    :param digest: Digest of the figures that were accepted.
+    """
+    return f"{GATE}/accepted-{digest[:16]}.json"
 
 
 def numbers_of(names: Iterable[str], *, suffix: str = ".json") -> list[int]:

@@ -167,6 +167,18 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
     raise _no_such_job(root, name, jobs, folders)
 
 
+def previous_job(job: JobDirectory) -> JobDirectory | None:
+    """Return the newest job of the same name that was made before ``job`` and succeeded; None without one."""
+    if job.record.parent:
+        return None
+    root = job.root.rpartition("/")[0]
+    done = [Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS]
+    for summary in list_jobs(root, name=job.record.name, statuses=done):
+        if summary.record.job != job.id and summary.record.created <= job.record.created:
+            return find_job(root, summary.record.job)
+    return None
+
+
 def parent_of(job: JobDirectory) -> JobDirectory:
     """Return the fan-out whose child ``job`` is."""
     root = job.root.rstrip("/").rpartition("/")[0].rpartition("/")[0]

@@ -48,6 +48,7 @@ from pipeline.report.figures import (
     Skew,
     StragglerCounts,
 )
+from pipeline.report.gate import read_gate
 from pipeline.report.report import ChildReport, Report
 from pipeline.report.stages import ChainResult
 
@@ -181,6 +182,7 @@ def make_report(
         devices=device_uses(totals.devices, events),
         shadows=shadow_uses(plan, totals.agreements),
         model_loads=totals.model_loads,
+        gate=read_gate(job) if plan.spec.gate else None,
         distributions=distributions_of(sketches or sketches_of(job, ledger), score_columns(job)),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
         warnings=(*warnings, *_warnings(job, ledger, events)),
@@ -242,12 +244,18 @@ def _model_id(plan: Plan) -> ModelId:
     return ModelId(found["name"], found["version"], found["digest"], rounds)
 
 
+def _gate_warning(job: JobDirectory) -> tuple[str, ...]:
+    gate = read_gate(job) if job.plan.spec.gate else None
+    return (f"gate: {len(gate.failed)} of {len(gate.checks)} checks failed",) if gate and gate.failed else ()
+
+
 def _warnings(
     job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]], *, with_rejects: bool = True
 ) -> tuple[str, ...]:
     """Return the warnings that receipts, rounds and events give rise to."""
     return (
         *(_reject_warning(ledger.rows) if with_rejects else ()),
+        *_gate_warning(job),
         *_file_warning(ledger.quarantined_files),
         *_restart_warnings(job.rounds.all()),
         *alias_change_warnings(events),
@@ -308,7 +316,8 @@ def _sum_children(
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
         quarantined_files=tuple(file for report in reports for file in report.quarantined_files),
         devices=_sum_devices(reports),
-        warnings=(*warnings, *_reject_warning(rows)),
+        gate=read_gate(job) if plan.spec.gate else None,
+        warnings=(*warnings, *_reject_warning(rows), *_gate_warning(job)),
         children=tuple(
             ChildReport.from_report(child.value, report) for child, report in zip(plan.children, reports, strict=True)
         ),
@@ -353,7 +362,12 @@ def _sum_stages(
         model_loads=totals.model_loads,
         distributions=distributions_of(sketches_of(job), score_columns(job)),
         estimate=None,
-        warnings=tuple(dict.fromkeys((*warnings, *_reject_warning(rows), *by_stage, *alias_change_warnings(own)))),
+        warnings=tuple(
+            dict.fromkeys(
+                (*warnings, *_reject_warning(rows), *_gate_warning(job), *by_stage, *alias_change_warnings(own))
+            )
+        ),
+        gate=read_gate(job) if plan.spec.gate else None,
         stages=chain.reports(),
         next=_next(status, job.id, has_rejects=rows.rejected > 0 or bool(quarantined)),
     )

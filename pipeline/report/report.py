@@ -35,6 +35,7 @@ from pipeline.report.figures import (
     StragglerCounts,
     rounds_text,
 )
+from pipeline.report.gate import GateResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,7 @@ _OPTIONAL = (
     "culprit",
     "running",
     "stages",
+    "gate",
 )
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
@@ -157,6 +159,8 @@ class Report:
     """Distributions of scores and features, the scores first. Without any, left out of JSON."""
     stages: tuple[StageReport, ...] = ()
     """Stages of a job with checkpoints between its steps, as far as they are planned. Without any, left out of JSON."""
+    gate: GateResult | None = None
+    """Result of the publish gate. Without one, left out of JSON."""
 
     culprit: str = ""
     """Partition that failed the job, with its input rows. Empty without one, and left out of JSON."""
@@ -194,6 +198,7 @@ class Report:
             "next": list(self.next),
             **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
             **({"shadows": [asdict(shadow) for shadow in self.shadows]} if self.shadows else {}),
+            **({"gate": self.gate.to_dict()} if self.gate else {}),
             **({"distributions": [asdict(one) for one in self.distributions]} if self.distributions else {}),
             **({"stages": [stage.to_dict() for stage in self.stages]} if self.stages else {}),
             "rows_per_second": round(self.rows_per_second, 1),
@@ -232,6 +237,7 @@ class Report:
                 "devices": tuple(DeviceUse(**device) for device in record.get("devices", ())),
                 "running": RunningFigures(**record["running"]) if record.get("running") else None,
                 "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
+                "gate": GateResult.from_dict(record["gate"]) if record.get("gate") else None,
                 "distributions": tuple(map(Distribution.from_dict, record.get("distributions", ()))),
                 "stages": tuple(map(StageReport.from_dict, record.get("stages", ()))),
             }
@@ -394,6 +400,7 @@ def _fields(report: Report) -> dict[str, str]:
         "engine": _engine(report.engines) if report.engines else "",
         "shadow": "; ".join(shadow.text() for shadow in report.shadows),
         "scores": "; ".join(one.text() for one in report.distributions if one.is_score),
+        "gate": report.gate.text() if report.gate else "",
         "loads": f"models by key were loaded {report.model_loads:,} times" if report.model_loads else "",
         "device": _devices(report) or report.device,
         "estimate": str(report.estimate) if report.estimate else "",

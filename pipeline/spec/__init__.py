@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.common.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from pipeline.spec.gate import Gate
     from pipeline.spec.job_spec import JobSpec, json_schema
     from pipeline.spec.load import LoadedSpec, load_spec
     from pipeline.spec.model_ref import ModelRef
@@ -37,6 +38,7 @@ __all__ = [
     "Errors",
     "FanOut",
     "FilterStep",
+    "Gate",
     "Hook",
     "Incremental",
     "JobSpec",
@@ -59,6 +61,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     "pipeline.spec",
     {
+        "gate": "Gate",
         "job_spec": "JobSpec json_schema",
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",

@@ -35,6 +35,7 @@ from pipeline.spec.fields import (
     UrlPrefix,
     spec_error,
 )
+from pipeline.spec.gate import Gate
 from pipeline.spec.model_ref import Device
 from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, escape, given_in_python, render_spec
 from pipeline.spec.parts import (
@@ -83,7 +84,7 @@ _STEPS: dict[str, type[SpecModel]] = {
     "checkpoint": CheckpointStep,
 }
 STEP_KINDS = tuple(_STEPS)
-NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report"}
+NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report", "gate"}
 """Fields without influence on the output rows."""
 _KIND = "step"
 
@@ -221,6 +222,8 @@ class JobSpec(SpecModel):
     ``${params.NAME}`` puts its value into any text."""
     run: RunOptions = RunOptions()
     report: ReportOptions = ReportOptions()
+    gate: Gate | None = None
+    """Conditions on the output: readers see none that does not meet them; see docs/gate.md."""
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """Schedules and events on which a server submits the job; see docs/triggers.md."""
     hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()

@@ -147,6 +147,9 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "ColumnContract",
         "RunOptions",
         "ReportOptions",
+        "Gate",
+        "GateRows",
+        "GateColumn",
         "Hook",
         "FanOut",
         "Trigger",
@@ -170,6 +173,7 @@ steps:
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
+gate: {psi: 0.1}
 hooks: [{command: [a]}, {url: "https://example.com/"}, {openlineage: prod}]
 fan_out: {by: plan}
 triggers:
@@ -194,6 +198,9 @@ triggers:
         "ColumnContract": "contract.age.",
         "RunOptions": "run.",
         "ReportOptions": "report.",
+        "Gate": "gate.",
+        "GateRows": "gate.rows.",
+        "GateColumn": "gate.columns.churn.",
         "FanOut": "fan_out.",
         "Incremental": "source.incremental.",
         "Hook": "hooks.0.",

@@ -18,12 +18,14 @@ from pipeline.execution.task_set import WorkerClass, file_name, save_batch_size
 from pipeline.jobs.cancellation import CancelRequest
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import FanOutCommit
+from pipeline.jobs.layout import GATE_RESULT
 from pipeline.jobs.progress_file import ProgressRecord, write_progress
 from pipeline.jobs.status import TRANSITIONS, Status
 from pipeline.plan.recipe import REJECT_COLUMNS
 from pipeline.report.build import make_report
 from pipeline.report.distributions import write_sketches
 from pipeline.report.estimate import make_estimate, write_estimate
+from pipeline.report.gate import GateCheck, GateResult
 from pipeline.report.html.page import write_page
 from pipeline.report.job_log import record_log
 from pipeline.service.queue import Submission, claim_key, claim_start, put_submission
@@ -58,6 +60,8 @@ def directory(tmp_path: Path) -> JobDirectory:
         sketches = Sketches()
         sketches.add(pa.table({"score": [0.5], "plan": ["basic"]}))
         write_sketches(directory, sketches)
+        result = GateResult("", (GateCheck("score", "mean", 0.5, "from 0 to 1", ok=True),))
+        directory.store.replace(GATE_RESULT, json.dumps({"schema_version": 1, **result.to_dict()}).encode())
     with suppress(ValueError), record_log(directory.store, epoch=1) as log:
         notify((log,), PartitionEnded("small-1", 0, "00000", "done", worker="node7:1"))
         raise ValueError("for its traceback")
@@ -89,6 +93,7 @@ def directory(tmp_path: Path) -> JobDirectory:
         ("report.json", "report.json"),
         ("progress.json", "progress.json"),
         ("sketches.json", "sketches.json"),
+        ("gate/result.json", "gate/result.json"),
         ("probe.json", "probe.json"),
     ],
 )

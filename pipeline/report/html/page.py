@@ -21,9 +21,7 @@ from pipeline.errors import StepFailed, TooManyRejects
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
-from pipeline.jobs.listing import find_job, list_jobs
 from pipeline.jobs.receipts import Receipt
-from pipeline.jobs.status import Status
 from pipeline.report.distributions import score_columns, sketches_of
 from pipeline.report.html import charts
 from pipeline.report.html.charts import Chart
@@ -117,18 +115,6 @@ def write_page(
     shows_values = job.plan.spec.report.show_values
     page = report_page(job, report, ledger=ledger, sketches=sketches, shows_values=shows_values)
     job.store.replace(layout.REPORT_PAGE, page.encode())
-
-
-def previous_job(job: JobDirectory) -> JobDirectory | None:
-    """Return the newest job of the same name that was made before ``job`` and succeeded; None without one."""
-    if job.record.parent:
-        return None
-    root = job.root.rpartition("/")[0]
-    done = [Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS]
-    for summary in list_jobs(root, name=job.record.name, statuses=done):
-        if summary.record.job != job.id and summary.record.created <= job.record.created:
-            return find_job(root, summary.record.job)
-    return None
 
 
 @cache

@@ -50,6 +50,7 @@ COMMANDS = [
     "submit",
     "resume",
     "retry",
+    "publish",
     "cancel",
     "watch",
     "wait",
