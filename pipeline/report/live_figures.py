@@ -25,6 +25,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.progress_file import read_progress
 from pipeline.jobs.receipts import Receipt, Timings
+from pipeline.jobs.stages import stage_states
 from pipeline.plan.plan import Plan
 
 SHOWN_RUNNING = 16
@@ -248,10 +249,16 @@ def straggler_line(times: np.ndarray, policy: StragglerPolicy | None = None) -> 
 
 
 def stored_figures(job: JobDirectory) -> dict[str, Any]:
-    """Return the figures of a job from its directory, whether it runs, waits or has ended."""
-    events, ledger = job.events.read(), job.ledger()
-    figures = LiveFigures.of(job, ledger, events)
-    starts = [event for event in events if event["event"] == "round_started"]
+    """Return the figures of a job from its directory, whether it runs, waits or has ended.
+
+    Of a job with stages, they are those of the stage that began last.
+    """
+    part = next((state.job for state in reversed(stage_states(job)) if state.job is not None), job)
+    events = job.events.read()
+    of_part = events if part is job else part.events.read()
+    figures = LiveFigures.of(part, part.ledger(), of_part)
+    figures.job = job.id
+    starts = [event for event in of_part if event["event"] == "round_started"]
     statuses = [event for event in events if event["event"] == "status"]
     if starts:
         figures.started = datetime.fromisoformat(str(starts[-1]["time"])).timestamp()

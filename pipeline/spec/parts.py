@@ -148,10 +148,16 @@ class Checkpoint(SpecModel):
     """Most uncompressed bytes of a partition of the next stage, as ``64 MiB`` or a number. Default: 256 MiB."""
 
 
+def _check_checkpoint(value: bool | Checkpoint) -> bool | Checkpoint:
+    if value is False:
+        raise spec_error("is false", expected="true, or partition_bytes", next_step="remove the step")
+    return value
+
+
 class CheckpointStep(SpecModel):
     """Step that ends a stage: its rows are kept, and cut anew for the steps behind it."""
 
-    checkpoint: Literal[True] | Checkpoint
+    checkpoint: Annotated[bool | Checkpoint, AfterValidator(_check_checkpoint)]
     """``true``, or the size of the partitions behind it. A job that died repeats no work before it, and a partition
     that became larger than the others is cut; see docs/stages.md."""
 
