@@ -96,6 +96,8 @@ def check_engine(engine: Engine, version: ModelVersion, *, kind: OutputKind) -> 
 DEVICE_ENGINE = "xgboost-cuda"
 """Name of xgboost on a GPU, in receipts and reports."""
 _TEXTS = ("kernels", "reasons", "disabled", "device_reasons")
+_LATER = ("device_reasons", "usage")
+"""Fields that came later, and are left out of JSON while they are empty."""
 
 
 @fast_pickle
@@ -124,6 +126,9 @@ class EngineUse:
     """Reasons why a process disabled the tree engine while scoring; each one is worth a warning."""
     device_reasons: tuple[str, ...] = ()
     """Reasons why a process stopped using its GPU; each one is worth a warning. Left out of JSON if there are none."""
+    usage: dict[str, float] = field(default_factory=dict)
+    """Amounts that a model counts itself, such as ``tokens`` and ``padded_tokens`` of texts. Left out of JSON if there
+    are none."""
 
     def __add__(self, other: EngineUse) -> EngineUse:
         return EngineUse(
@@ -137,14 +142,13 @@ class EngineUse:
             reasons=tuple(sorted({*self.reasons, *other.reasons})),
             disabled=tuple(sorted({*self.disabled, *other.disabled})),
             device_reasons=tuple(sorted({*self.device_reasons, *other.device_reasons})),
+            usage=_added(self.usage, other.usage),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, with lists in place of tuples."""
         record = asdict(self) | {name: list(getattr(self, name)) for name in _TEXTS}
-        if not self.device_reasons:
-            del record["device_reasons"]
-        return record
+        return {name: value for name, value in record.items() if name not in _LATER or value}
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> EngineUse:
@@ -365,7 +369,8 @@ class Evaluator:
             return scores
         is_own = kind == choice.kind
         scores = choice.score_reference(matrix) if is_own else choice.reference.predict(matrix, kind=kind)
-        self.use += EngineUse(rows={choice.library: len(matrix)})
+        take_usage = getattr(choice.reference, "take_usage", dict)
+        self.use += EngineUse(rows={choice.library: len(matrix)}, usage=take_usage())
         return scores
 
     def _predict_timed(self, matrix: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pipeline.errors import ModelError, RefusedForSafety
 from pipeline.models.flavors import BUILT_IN, MAX_BYTES, detect_bytes, find_flavor, read_model
 from pipeline.models.flavors.mlflow_file import MLMODEL, MlflowModel, parse_mlmodel
+from pipeline.models.flavors.transformers_file import is_encoder, pack_folder
 from pipeline.models.folders import copy_files, list_files
 from pipeline.models.model import ModelVersion
 
@@ -70,6 +71,26 @@ def resolve_folder(
     return find_flavor(found).inspect(source.uri, files, name=name or _name(source.uri), allow_code=allow_code)
 
 
+def folder_bytes(uri: str, *, limit: int = MAX_BYTES) -> tuple[bytes, str]:
+    """Return the one file in which a registry keeps the model in a folder, and the path of what was read.
+
+    For an MLflow model that is the file of a flavor, for a text encoder an archive.
+
+    :raises ModelError: for a folder of another kind.
+    :raises RefusedForSafety: for a folder that runs code when it is loaded.
+    """
+    source = folder_at(uri, limit=limit)
+    if MLMODEL in source.names:
+        native = parse_mlmodel(source.read(MLMODEL), where=uri).native
+        if native is None:
+            find_flavor(_PYFUNC).inspect(uri, b"", allow_code=False)
+        assert native is not None
+        return source.read(native[1]), source.place(native[1])
+    if not is_encoder(source.names):
+        raise _unknown_folder(source)
+    return pack_folder(source.names, source.read), uri
+
+
 def _native(
     source: FolderSource, described: MlflowModel, *, name: str | None, flavor: str | None, allow_code: bool
 ) -> ModelVersion:
@@ -111,6 +132,6 @@ def _unknown_folder(source: FolderSource) -> ModelError:
         "the model is a folder of no known kind" if len(source.names) != 1 else "the model is a folder",
         where=source.uri,
         found=", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else ""),
-        expected="a model file, or the folder of an MLflow model",
+        expected="a model file, or the folder of an MLflow model or of a text encoder",
         next_step=f"name the file: {source.place(files[0])}" if files else "give the path of the file in it",
     )

@@ -541,6 +541,9 @@ def _engine(engines: EngineEvidence) -> str:
     elif use.compared_rows:
         near = f"within {engines.tolerance:g}" if engines.tolerance else "bit-equal"
         parts += [f"{near} on all {use.compared_rows:,} compared rows"]
+    tokens, padded = use.usage.get("tokens", 0), use.usage.get("padded_tokens", 0)
+    if tokens:
+        parts += [f"{tokens:,.0f} tokens and {padded / tokens:.0%} of padding"]
     return ", ".join(parts)
 
 

@@ -229,8 +229,8 @@ class Score(SpecModel):
     row, its column is in the output only if it is selected or kept, and report and receipts say how far both agree."""
     flavor: Name | None = None
     """Format of the model file, where the file must be of that one only: ``xgboost``, ``lightgbm``, ``sklearn``,
-    ``onnx``, ``catboost``, ``python``, ``torch``, ``mlflow``, or a flavor of another distribution. Default: recognised
-    by the file's bytes."""
+    ``onnx``, ``catboost``, ``python``, ``torch``, ``transformers``, ``mlflow``, or a flavor of another
+    distribution. Default: recognised by the file's bytes."""
     allow_code: bool = False
     """Permit a model file that runs code when it is loaded, such as a pickle. Only for files of people you trust."""
     threads: int | None = Field(default=None, ge=1, le=1024)

@@ -31,6 +31,7 @@ BUILT_IN = {
     "xgboost": "pipeline.models.flavors.xgboost:FLAVOR",
     "lightgbm": "pipeline.models.flavors.lightgbm:FLAVOR",
     "torch": "pipeline.models.flavors.torch:FLAVOR",
+    "transformers": "pipeline.models.flavors.transformers:FLAVOR",
     "sklearn": "pipeline.models.flavors.sklearn:FLAVOR",
     "onnx": "pipeline.models.flavors.onnx:FLAVOR",
     "catboost": "pipeline.models.flavors.catboost:FLAVOR",

@@ -13,6 +13,8 @@ from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.models.flavors import read_model
 from pipeline.models.flavors.fitted import fitted_bytes
+from pipeline.models.folder_models import folder_bytes
+from pipeline.models.folders import is_folder
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import DEFAULT_ROOT, ModelRegistry, open_registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
@@ -22,7 +24,7 @@ from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import ModelRef
 
 Model = Any
-"""Path or URL of a model file, its bytes, or a fitted model of a supported library."""
+"""Path or URL of a model file or folder, its bytes, or a fitted model of a supported library."""
 
 
 class Registry:
@@ -68,8 +70,8 @@ class Registry:
         Parameters
         ----------
         model : str, PathLike, bytes, or a fitted model
-            Path or URL of a model file, its bytes, or the model itself: a booster or a fitted estimator of xgboost,
-            LightGBM or scikit-learn.
+            Path or URL of a model file, of an MLflow folder with one, or of the folder of a text encoder; its bytes; or
+            the model itself: a booster or a fitted estimator of xgboost, LightGBM, scikit-learn or CatBoost.
         name : str
             Name of the model: lower-case letters, digits, dots, underscores and dashes.
         alias : str, optional
@@ -184,7 +186,8 @@ def model_bytes(model: Model) -> tuple[bytes, str]:
         return bytes(model), ""
     if isinstance(model, (str, os.PathLike)):
         path = absolute_path(os.fspath(model))
-        return read_model(path, limit=parse_bytes(Settings.load().max_model_size)), path
+        limit = parse_bytes(Settings.load().max_model_size)
+        return folder_bytes(path, limit=limit) if is_folder(path) else (read_model(path, limit=limit), path)
     return fitted_bytes(model, import_paths=Settings.load().import_paths), type(model).__name__
 
 
