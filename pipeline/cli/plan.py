@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -37,13 +38,21 @@ PROBED = 4
 
 @click.command(short_help="Write a job.yaml to start from.")
 @click.argument("folder", metavar="[DIR]", default=".")
+@click.option(
+    "--template",
+    type=click.Choice(["scikit-learn", "lightgbm", "onnx", "slurm", "gpu"]),
+    help="Make a small example that runs as it is, with data and model.",
+)
 @output_options
-def init(folder: str) -> None:
-    """Write a job.yaml to start from, with every field explained."""
+def init(folder: str, template: str | None) -> None:
+    """Write a job.yaml to start from, with every field explained; or an example that runs, with --template."""
     from pipeline.cli.templates import JOB_TEMPLATE
 
     path = expand_user(folder) / "job.yaml"
     make_folder(path.parent)
+    if template is not None:
+        _write_example(path.parent, template)
+        return
     try:
         with storage_errors(str(path)), path.open("x", encoding="utf-8") as file:
             file.write(JOB_TEMPLATE)
@@ -54,6 +63,20 @@ def init(folder: str) -> None:
     commands = [f"python -m pipeline {name} {path}" for name in ("validate", "plan", "run")]
     steps = "\n".join(f"  {command}" for command in commands)
     emit({"path": str(path), "next": commands}, lambda: f"Wrote {path}. Fill in the paths, then:\n{steps}")
+
+
+def _write_example(folder: Path, name: str) -> None:
+    from pipeline.cli.starters import STARTERS, write_starter
+
+    files = write_starter(folder, name)
+    first = STARTERS[name].first
+    commands = [f"cd {folder}"] if str(folder) != "." else []
+    commands += [f"python -m pipeline {command} job.yaml" for command in dict.fromkeys((first, "run"))]
+    steps = "\n".join(f"  {command}" for command in commands)
+    emit(
+        {"path": str(folder / "job.yaml"), "files": files, "next": commands},
+        lambda: f"Wrote an example for {STARTERS[name].text} to {folder}: {', '.join(files)}. Then:\n{steps}",
+    )
 
 
 @click.command(short_help="Check a job spec, its steps and its model.")
