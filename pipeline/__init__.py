@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.api.checkpoints import checkpoint
     from pipeline.api.frames import predict, score
     from pipeline.api.job import Job
-    from pipeline.api.stored_jobs import attach, list_jobs, resume, retry, verify
+    from pipeline.api.stored_jobs import attach, list_jobs, publish, resume, retry, verify
     from pipeline.api.tracebacks import traceback
     from pipeline.errors import (
         BadPrediction,
@@ -178,6 +178,7 @@ __all__ = [
     "checkpoint",
     "list_jobs",
     "predict",
+    "publish",
     "resume",
     "retry",
     "score",
@@ -189,7 +190,7 @@ _HOMES = {
     "pipeline.api.checkpoints": "checkpoint",
     "pipeline.api.frames": "predict score",
     "pipeline.api.job": "Job",
-    "pipeline.api.stored_jobs": "attach list_jobs resume retry verify",
+    "pipeline.api.stored_jobs": "attach list_jobs publish resume retry verify",
     "pipeline.api.tracebacks": "traceback",
     "pipeline.events": "Callback",
     "pipeline.jobs.status": "Status",

@@ -19,6 +19,7 @@ from pipeline.events import Callback
 from pipeline.jobs.listing import JobSummary, find_job
 from pipeline.jobs.listing import list_jobs as list_summaries
 from pipeline.jobs.status import Status
+from pipeline.report.gate import accept as accept_gate
 from pipeline.report.report import Report
 from pipeline.report.verify import Verification
 from pipeline.report.verify import verify as verify_job
@@ -165,6 +166,44 @@ def retry(
     settings = on_client(settings or Settings.load(), client)
     with interruptible("the job ran"), show_observers(callbacks) as observers:
         return runner.retry(job, model=reference, overrides=overrides, settings=settings, callbacks=observers)
+
+
+def publish(
+    job: str,
+    *,
+    accept: str,
+    client: AnyCluster | None = None,
+    settings: Settings | None = None,
+    callbacks: Sequence[Callback] | None = None,
+) -> Report:
+    """Publish the output of a job whose gate failed, as it is.
+
+    Parameters
+    ----------
+    job : str
+        Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    accept : str
+        Reason, kept in the job's directory with the figures, the user and the time. It holds for these figures only.
+    client : distributed.Client or cluster, optional
+        Your own client, to run on instead of the job's cluster.
+    settings : Settings, optional
+        Default: ``Settings.load()``.
+    callbacks : sequence of Callback, optional
+        Observers to call instead of the progress display.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    SpecError
+        If the gate of the job has not failed.
+    GateFailed
+        If the job was scored again and has other figures now.
+    """
+    accept_gate(find_job((settings or Settings.load()).directory, job), accept)
+    return resume(job, client=client, settings=settings, callbacks=callbacks)
 
 
 def _override_text(value: Any) -> str:

@@ -13,10 +13,12 @@ SHOWN_FRAMES = 3
 """Most lines of the user that a message shows: the last ones."""
 _COMMAND = re.compile(
     r"python -m pipeline (?P<verb>[a-z]+)(?: (?P<job>@last|[A-Za-z0-9][\w.-]*))?(?P<errors> --errors)?"
+    r"(?: --accept (?P<reason>\"[^\"]*\"))?"
 )
 _CALLS = {
     "resume": 'pipeline.resume("{job}")',
     "retry": 'pipeline.retry("{job}")',
+    "publish": 'pipeline.publish("{job}", accept={reason})',
     "verify": 'pipeline.verify("{job}")',
     "rejects": 'pipeline.attach("{job}").report().rejects()',
     "status": 'pipeline.attach("{job}").report()',
@@ -60,6 +62,6 @@ def python_calls(text: str) -> str:
         form = _CALLS.get(match["verb"])
         if form is None or match["job"] is None:
             return match[0]
-        return form.format(job=match["job"], errors="errors=True" if match["errors"] else "")
+        return form.format(job=match["job"], errors="errors=True" if match["errors"] else "", reason=match["reason"])
 
     return _COMMAND.sub(call, text)

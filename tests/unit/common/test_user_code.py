@@ -44,6 +44,7 @@ def test_files_of_the_user(path: str, is_users: bool) -> None:
         ("python -m pipeline resume j-1", 'pipeline.resume("j-1")'),
         ("undo it and run: python -m pipeline retry @last; or not", 'undo it and run: pipeline.retry("@last"); or not'),
         ("python -m pipeline logs j-1 --errors", 'pipeline.attach("j-1").logs(errors=True)'),
+        ('python -m pipeline publish j-1 --accept "why" now', 'pipeline.publish("j-1", accept="why") now'),
         ("python -m pipeline list", "pipeline.list_jobs()"),
         ("python -m pipeline init", "python -m pipeline init"),
         ("no command", "no command"),
