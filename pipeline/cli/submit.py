@@ -20,7 +20,10 @@ from pipeline.cli.options import (
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.execution.clusters.jobqueue import Slurm
     from pipeline.service.submit import SubmitResult
+    from pipeline.settings import Settings
+    from pipeline.spec.job_spec import JobSpec
 
 
 @click.command(short_help="Run a job in the background.")
@@ -37,6 +40,13 @@ if TYPE_CHECKING:
     "--priority", type=int, default=0, show_default=True, help="Priority in the queue of serve; higher starts first."
 )
 @click.option("--queue", is_flag=True, help="Start no driver; queue the job for serve.")
+@click.option(
+    "--driver",
+    type=click.Choice(["process", "batch"]),
+    default="process",
+    show_default=True,
+    help="Run the driver as a process of this machine, or as a batch job of Slurm that outlives its walltime.",
+)
 @override_option
 @cluster_options
 @directory_option
@@ -49,6 +59,7 @@ def submit(
     key: str | None,
     priority: int,
     queue: bool,
+    driver: str,
     overrides: tuple[str, ...],
     params: tuple[str, ...],
     **flags: str | int | None,
@@ -58,16 +69,41 @@ def submit(
 
     loaded = load(job_file, overrides=overrides, params=params)
     settings = settings_for(loaded, **flags)
+    cluster = _batch_system(loaded.spec, settings) if driver == "batch" else None
     try:
         result = submit_job(
-            loaded.spec, settings=settings, key=key, force=force, job_id=job_id, priority=priority, start=not queue
+            loaded.spec,
+            settings=settings,
+            key=key,
+            force=force,
+            job_id=job_id,
+            priority=priority,
+            start=not queue and cluster is None,
         )
     except PipelineError as error:
         from pipeline.jobs.refusals import record_refusal
 
         record_refusal(settings.directory, loaded.spec.name, error)
         raise
+    if cluster is not None and not queue and (result.is_new or result.is_resumed):
+        from pipeline.jobs.directory import JobDirectory
+        from pipeline.service.batch_driver import submit_batch_driver
+
+        started = submit_batch_driver(JobDirectory.open(result.directory), cluster)
+        if not is_quiet():
+            click.echo(f"batch job {started.id} drives it; its output: {started.output}", err=True)
     tell_submitted(result, is_queued=queue)
+
+
+def _batch_system(spec: JobSpec, settings: Settings) -> Slurm:
+    """Return the batch system that runs the driver.
+
+    :raises SpecError: for a cluster that cannot.
+    """
+    from pipeline.execution.clusters import cluster_of
+    from pipeline.service.batch_driver import check_batch_driver
+
+    return check_batch_driver(cluster_of(spec, settings=settings))
 
 
 def tell_submitted(result: SubmitResult, *, is_queued: bool = False) -> None:

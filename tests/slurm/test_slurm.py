@@ -123,7 +123,7 @@ def test_a_job_outlives_cancelled_workers_and_walltimes(
         ask(slurm, "scontrol", "update", f"JobId={second}", "TimeLimit=1")
         wait_until(lambda: state(slurm, second) == "TIMEOUT", what="the walltime is enforced", seconds=300)
         wait_until(lambda: len(running(slurm, but={first, second})) == 2, what="both are replaced", seconds=180)
-    assert jobs(slurm) == {}, "all jobs are released with the cluster"
+    wait_until(lambda: jobs(slurm) == {}, what="all jobs are released with the cluster", seconds=30)
     assert not (job.directory / "tls").exists()
     assert list((job.directory / "logs" / "workers").glob("*.out"))
     result = pq.read_table(site / "out").to_pandas()
@@ -150,6 +150,6 @@ def test_the_workers_of_a_killed_driver_leave_and_resume_finishes(
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert jobs(slurm) == {}
+    wait_until(lambda: jobs(slurm) == {}, what="all jobs are released with the cluster", seconds=30)
     result = pq.read_table(site / "out").to_pandas()
     pd.testing.assert_frame_equal(result, oracle(lake.files, model_path), check_exact=True)

@@ -106,6 +106,11 @@ def find_cluster(name: str, *, settings: Settings, folders: tuple[str, ...] = ()
     config = {key: value for key, value in config.items() if key in own or key not in setting_names()}
     try:
         return adapter(settings=settings, **config)  # type: ignore[no-any-return]
+    except SpecError as error:
+        # The adapter does not know its file.
+        if where not in error.where:
+            error.where = f"{where}: {error.where}"
+        raise
     except TypeError as error:
         raise SpecError(
             "unknown field in a cluster file", where=name, found=str(error).split("__init__() ")[-1]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import dask.config
 from dask.utils import parse_bytes, parse_timedelta
 from distributed import Client
 from distributed.utils import get_ip_interface
@@ -33,6 +34,7 @@ from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.pool import Pool, PoolPolicy
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
+from pipeline.execution.clusters.site_config import site_lines, site_option
 from pipeline.execution.clusters.worker_drain import LIFETIME, STAGGER, STARTED
 from pipeline.execution.clusters.worker_pool import WORKER_NAME, PoolClient, WorkerPool
 from pipeline.execution.dask_config import override_config
@@ -54,12 +56,14 @@ STAGGER_SECONDS = 120.0
 LEAST_WORK_SECONDS = 30.0
 """Least seconds of a walltime that must be left for starting a worker and for work."""
 _CLOCK = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
-_OURS = frozenset(
-    ("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol", "worker_extra_args")
-)
+_OURS = frozenset(("cores", "memory", "processes", "queue", "walltime", "interface", "security", "protocol"))
 SCRIPT = "worker.sh"
 """Name of the script of the last job, in the folder of the logs."""
 NANNY_SETUP = "pipeline.execution.clusters.nanny_setup"
+WALLTIME = "1 hour"
+"""Walltime if neither the file nor the site says one."""
+_DRIVER = frozenset(("walltime", "cores", "memory", "queue"))
+DRIVER_MEMORY = "4 GiB"
 CUDA_WORKER = "dask_cuda.cli"
 """Module that starts a worker process for each GPU of a job."""
 
@@ -89,10 +93,10 @@ class BatchSystem:
     """Example of such an option."""
 
     settings: Settings
-    cores: int
-    """Cores of one job."""
-    memory: str
-    """Memory of one job, such as ``16 GiB``."""
+    cores: int = 0
+    """Cores of one job. Default: the site's ``jobqueue.<type>.cores`` in Dask's configuration."""
+    memory: str = ""
+    """Memory of one job, such as ``16 GiB``. Default: the site's."""
     jobs: int = 1
     """Jobs at work at a time; ``--workers`` overrides this field."""
     minimum: int | None = None
@@ -103,8 +107,9 @@ class BatchSystem:
     """GPUs of one job, each with a worker process of dask-cuda; 0: workers on CPUs."""
     device_memory: float | int | str = DEVICE_MEMORY
     """Share of a GPU's free memory that batches may use, or a size such as ``40 GiB``."""
-    walltime: str = "1 hour"
-    """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over."""
+    walltime: str = ""
+    """Walltime of one job: ``HH:MM:SS``, ``D-HH:MM:SS`` or ``90 minutes``. In longer runs new jobs take over. Default:
+    the site's, else an hour."""
     stagger: str | None = None
     """Time between workers that leave. Replacements are submitted at least as long before. Default: 2 minutes, at most
     a tenth of the walltime."""
@@ -118,10 +123,14 @@ class BatchSystem:
     """Network interface of the fast network, such as ``ib0``. Default: the interface of the default route."""
     shared_directory: str | None = None
     """Folder for certificates, readable by workers. Default: the job directory."""
+    driver: Mapping[str, Any] = field(default_factory=dict)
+    """Batch job of the driver, with ``submit --driver batch``: ``walltime``, ``cores`` (1), ``memory`` (4 GiB) and
+    ``queue``; walltime and queue are those of the workers by default."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of dask-jobqueue's class, such as ``job_extra_directives``, ``python``, ``local_directory``."""
 
     def __post_init__(self) -> None:
+        self._take_from_site()
         reserved = sorted(_OURS & set(self.options))
         if reserved:
             raise self._invalid(
@@ -129,6 +138,9 @@ class BatchSystem:
             )
         if not (isinstance(self.cores, int) and isinstance(self.processes, int) and self.cores >= self.processes > 0):
             raise self._invalid("processes", f"{self.processes} for {self.cores} cores", "at least one core for each")
+        unknown = sorted(set(self.driver) - _DRIVER)
+        if unknown:
+            raise self._invalid(f"driver.{unknown[0]}", str(self.driver[unknown[0]]), ", ".join(sorted(_DRIVER)))
         allowed_device_memory(self.device_memory, free=0)
         self._check_gpus()
         least = self._stagger() + self._closing() + LEAST_WORK_SECONDS
@@ -137,6 +149,28 @@ class BatchSystem:
                 f"{self._stagger():.0f} s of stagger, {self._closing():.0f} s to close and {LEAST_WORK_SECONDS:.0f} s"
             )
             raise self._invalid("walltime", self.walltime, f"at least {least:.0f} s: {parts} to start and work")
+
+    def _take_from_site(self) -> None:
+        """Set the fields that the file leaves to Dask's configuration.
+
+        :raises SpecError: for a field that neither has.
+        """
+        system = self.name.lower()
+        for name, default in (("cores", 0), ("memory", ""), ("walltime", WALLTIME)):
+            if getattr(self, name):
+                continue
+            value = site_option(system, name) or default
+            if not value:
+                raise SpecError(
+                    "a cluster file lacks a field",
+                    where=f"type: {system}, {name}",
+                    found=f"none, and no jobqueue.{system}.{name} in Dask's configuration",
+                    expected=f"{name} of one job, such as {'16' if name == 'cores' else '64 GiB'}",
+                    next_step="add it to the cluster file, or to jobqueue.yaml in one of: "
+                    + ", ".join(dask.config.paths),
+                )
+            # Frozen, as all adapters are.
+            object.__setattr__(self, name, value if name == "cores" else str(value))
 
     def _check_gpus(self) -> None:
         """Check that GPUs are requested from the batch system, and that each has a worker process."""
@@ -199,7 +233,9 @@ class BatchSystem:
 
     def _seconds(self, name: str) -> float:
         """Return the seconds of a field that is a duration."""
-        text = str(getattr(self, name))
+        return self._parse_seconds(name, str(getattr(self, name)))
+
+    def _parse_seconds(self, name: str, text: str) -> float:
         clock = _CLOCK.fullmatch(text)
         if clock:
             days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
@@ -361,9 +397,11 @@ class BatchSystem:
     def _arguments(self, certificates: Certificates | None, directory: str) -> dict[str, Any]:
         options = dict(self.options)
         environment = self._environment()
-        prologue = [*environment, *options.pop("job_script_prologue", ())]
+        system = self.name.lower()
+        prologue = [*environment, *options.pop("job_script_prologue", site_lines(system, "job-script-prologue"))]
+        arguments = options.pop("worker_extra_args", site_lines(system, "worker-extra-args"))
         named = {self.queue_key: self.queue, self.account_key: self.account}
-        if directory and is_local_path(directory):
+        if directory and is_local_path(directory) and site_option(system, "log-directory") is None:
             folder = local_path(directory) / layout.WORKER_LOGS
             # The batch system would create the folder with the permissions of the umask.
             LocalStore(folder.parent, private=True).make_folder(folder)
@@ -384,7 +422,7 @@ class BatchSystem:
             "scheduler_options": {"dashboard_address": self.settings.dashboard, "dashboard": False},
             "job_name": job_name(directory),
             "job_script_prologue": prologue,
-            "worker_extra_args": self._worker_arguments(),
+            "worker_extra_args": [*map(str, arguments), *self._worker_arguments()],
             "silence_logs": logging.ERROR,
             **{name: value for name, value in named.items() if value is not None},
             **options,
@@ -450,6 +488,33 @@ class Slurm(BatchSystem):
     def gpu_directive(self) -> str:
         """Return Slurm's request, which names no type of GPU."""
         return f"--gpus-per-node={self.gpus}"
+
+    def driver_seconds(self) -> float:
+        """Return the walltime of the driver's own batch job."""
+        return self._parse_seconds("driver.walltime", str(self.driver.get("walltime", self.walltime)))
+
+    def driver_directives(self, *, name: str, output: str, signal: int) -> list[str]:
+        """Return the directives for the driver's own batch job.
+
+        :param signal: seconds before its end at which its shell gets SIGTERM.
+        """
+        memory = int(parse_bytes(str(self.driver.get("memory", DRIVER_MEMORY)))) >> 20
+        queue = self.driver.get("queue", self.queue)
+        options = [
+            f"--job-name={name}",
+            f"--output={output}",
+            "--open-mode=append",
+            "--requeue",
+            f"--signal=B:TERM@{signal}",
+            "--nodes=1",
+            "--ntasks=1",
+            f"--cpus-per-task={self.driver.get('cores', 1)}",
+            f"--mem={memory}M",
+            f"--time={self.clock(self.driver_seconds())}",
+            *([f"--partition={queue}"] if queue else []),
+            *([f"--account={self.account}"] if self.account else []),
+        ]
+        return [f"#SBATCH {option}" for option in options]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import dask.config
 import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError
@@ -217,6 +218,62 @@ class TestInvalidFields:
         with pytest.raises(SpecError, match="commands of the batch system not found") as caught, slurm().open():
             pass
         assert caught.value.found == "no sbatch, no scancel on the PATH"
+
+
+class TestSite:
+    """What a site keeps in ``jobqueue.yaml`` counts, unless the cluster file says otherwise."""
+
+    SITE: ClassVar[dict[str, Any]] = {
+        "cores": 8,
+        "memory": "30 GiB",
+        "walltime": "02:00:00",
+        "job-script-prologue": ["module load site"],
+        "worker-extra-args": ["--resources", "x=1"],
+        "log-directory": "site-logs",
+    }
+
+    def system(self, tmp_path: Path, **fields: Any) -> BatchSystem:
+        path = tmp_path / "own.yaml"
+        path.write_text(json.dumps({"type": "slurm", "interface": "lo", **fields}))
+        found = find_cluster(str(path), settings=Settings.load())
+        assert isinstance(found, BatchSystem)
+        return found
+
+    def test_fields_come_from_the_site(self, tmp_path: Path) -> None:
+        with dask.config.set({f"jobqueue.slurm.{name}": value for name, value in self.SITE.items()}):
+            system = self.system(tmp_path)
+            assert (system.cores, system.memory, system._lifetime()) == (8, "30 GiB", 7200 - 60)
+            with script(system, directory=str(tmp_path)) as text:
+                lines = text.splitlines()
+            assert "#SBATCH -t 02:00:00" in lines
+            assert "module load site" in lines
+            assert lines.index("module load site") > lines.index("export PIPELINE_JOB_STARTED=`date +%s`")
+            assert "--resources x=1" in lines[-1]
+            assert "--preload pipeline.execution.clusters.worker_setup" in lines[-1]
+            assert any("site-logs/" in line for line in lines)
+
+    def test_the_cluster_file_overrides_them(self, tmp_path: Path) -> None:
+        with dask.config.set({f"jobqueue.slurm.{name}": value for name, value in self.SITE.items()}):
+            options = {"job_script_prologue": ["module load own"], "worker_extra_args": ["--resources", "y=1"]}
+            system = self.system(tmp_path, cores=2, memory="4 GiB", walltime="1 hour", options=options)
+            with script(system, directory=str(tmp_path)) as text:
+                assert "module load own" in text
+                assert "--resources y=1" in text
+                assert "module load site" not in text
+                assert "x=1" not in text
+                assert "#SBATCH -t 01:00:00" in text
+
+    def test_default_of_the_package_is_not_the_choice_of_the_site(self, tmp_path: Path) -> None:
+        """dask-jobqueue adds a walltime of half an hour to the configuration."""
+        assert dask.config.get("jobqueue.slurm.walltime") == "00:30:00"
+        assert self.system(tmp_path, cores=1, memory="1 GiB").walltime == "1 hour"
+
+    def test_a_missing_field_names_both_files(self, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="lacks a field") as caught:
+            self.system(tmp_path, memory="1 GiB")
+        assert caught.value.where == f"{tmp_path}/own.yaml: type: slurm, cores"
+        assert "jobqueue.slurm.cores" in caught.value.found
+        assert "jobqueue.yaml in one of: " in caught.value.next_step
 
 
 class TestTls:
