@@ -81,8 +81,7 @@ class NotebookProgress(Callback):
         status = Status(event.status)
         tone: Tone = "good" if status is Status.SUCCEEDED else "warn" if status.is_success else "bad"
         title = f"{event.status}  {event.job}"
-        text = f"{event.status}  {event.job}"
-        self._update({"text/plain": text, "text/html": html_table(title, [("", f"{seconds} in all")], tone=tone)})
+        self._update({"text/plain": title, "text/html": html_table(f"{title}  ({seconds})", (), tone=tone)})
 
     def _draw_if_due(self) -> None:
         if self._clock() - self._drawn >= DRAW_SECONDS:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
+from pipeline.common.html import html_table
+from pipeline.common.text import listed
+from pipeline.common.units import format_bytes
 from pipeline.errors import SpecError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion, Task
 
@@ -64,6 +67,25 @@ class VersionRecord:
     def uri(self) -> str:
         """Reference, such as ``models:/churn/3``."""
         return f"models:/{self.name}/{self.version}"
+
+    def __repr__(self) -> str:
+        trees = f", {self.trees:,} trees" if self.trees else ""
+        return f"<VersionRecord {self.uri}: {self.flavor}, {self.task}{trees}, sha256 {self.digest[:12]}>"
+
+    def _repr_html_(self) -> str:
+        task = f"{self.task} {self.objective}".strip() + (f", {self.trees:,} trees" if self.trees else "")
+        fields = {
+            "sha256": self.digest[:16],
+            "format": f"{self.flavor}, {format_bytes(self.nbytes)}",
+            "task": task,
+            "features": f"{len(self.features)}: {listed([feature.name for feature in self.features])}",
+            "metrics": ", ".join(f"{name} {value:g}" for name, value in self.metrics.items()),
+            "tags": ", ".join(f"{name}={value}" for name, value in self.tags.items()),
+            "about": self.description,
+            "from": self.source,
+            "created": self.created,
+        }
+        return html_table(self.uri, fields.items())
 
     def to_json_bytes(self) -> bytes:
         """Return the stored JSON."""

@@ -89,4 +89,4 @@ def test_the_end_is_one_line(cell: Cell) -> None:
     clock.now += 9.0
     progress.on_end(JobEnded("j-1", "FAILED", RowCounts(), "out", "jobs/j-1"))
     assert cell.text == "FAILED  j-1"
-    assert "9.00 s in all" in cell.html
+    assert "FAILED  j-1  (9.00 s)" in cell.html
