@@ -374,14 +374,21 @@ def _numbers(array: pa.Array) -> np.ndarray:
 
 def _value_counts(column: pa.ChunkedArray, nulls: int) -> dict[str, int]:
     """Return the rows by value, without nulls."""
+    if pa.types.is_string_view(column.type):
+        # Arrow's functions know no views.
+        column = column.cast(pa.large_string())
     if nulls:
         column = column.drop_null()
     if not len(column):
         return {}
     counts: dict[str, int] = {}
     found = pc.value_counts(column.combine_chunks() if pa.types.is_dictionary(column.type) else column)
-    for value, count in zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True):
-        text = str(value)
+    values = found.field("values")
+    values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    # As bytes: Arrow takes any for a text, and so does Parquet.
+    values = values.cast(pa.large_string()).cast(pa.large_binary())
+    for value, count in zip(values.to_pylist(), found.field("counts").to_pylist(), strict=True):
+        text = value.decode("utf-8", "replace")
         if len(text) > _LONGEST:
             text = f"{text[: _LONGEST - 20]}… {xxhash.xxh3_64_hexdigest(text.encode())}"
         counts[text] = counts.get(text, 0) + count

@@ -139,6 +139,18 @@ def test_a_long_text_is_shortened_and_stays_apart() -> None:
     assert max(map(len, sketch.counts)) <= 80
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_any_form_of_text_even_broken(kind: pa.DataType) -> None:
+    values = pa.array([b"a", b"\xff", b"a", None]).cast(pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 4, values.buffers())
+    column = broken.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else broken.cast(kind)
+    sketch = sketched(pa.table({"text": column})).columns["text"]
+    assert isinstance(sketch, ValueSketch)
+    assert (sketch.counts, sketch.nulls) == ({"a": 2, "\ufffd": 1}, 1)
+
+
 def test_without_rows() -> None:
     table = some_table(100).slice(0, 0)
     sketches = sketched(pa.concat_tables([table, table]))
