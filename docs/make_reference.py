@@ -101,6 +101,20 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "SelectStep": {"select": "{customer: customer_id, age: age}"},
     "CheckpointStep": {"checkpoint": "true"},
     "Checkpoint": {"partition_bytes": "64 MiB"},
+    "DaskStep": {
+        "dask": "joins:history",
+        "inputs": "{customers: {path: lake/customers/}}",
+        "partition_bytes": "128 MiB",
+        "shuffle": "tasks",
+        "origin": "true",
+    },
+    "DaskInput": {
+        "path": "lake/customers/",
+        "format": "parquet",
+        "columns": "[customer, country]",
+        "filter": "country == 'DE'",
+        "base": "lake/",
+    },
     "ScoreStep": {"score": "{model: churn.ubj}"},
     "Score": {
         "model": "models/churn.ubj",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.api.checkpoints import checkpoint
     from pipeline.api.frames import predict, score
     from pipeline.api.job import Job
+    from pipeline.api.steps import dask
     from pipeline.api.stored_jobs import attach, list_jobs, publish, resume, retry, verify
     from pipeline.api.tracebacks import traceback
     from pipeline.errors import (
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from pipeline.spec.parts import (
         CheckpointStep,
         ColumnContract,
+        DaskInput,
+        DaskStep,
         Errors,
         FanOut,
         FilterStep,
@@ -108,6 +111,8 @@ __all__ = [
     "ColumnContract",
     "ConflictError",
     "CorruptInput",
+    "DaskInput",
+    "DaskStep",
     "DeviceLost",
     "DeviceOutOfMemory",
     "DiskFull",
@@ -176,6 +181,7 @@ __all__ = [
     "__version__",
     "attach",
     "checkpoint",
+    "dask",
     "list_jobs",
     "predict",
     "publish",
@@ -190,6 +196,7 @@ _HOMES = {
     "pipeline.api.checkpoints": "checkpoint",
     "pipeline.api.frames": "predict score",
     "pipeline.api.job": "Job",
+    "pipeline.api.steps": "dask",
     "pipeline.api.stored_jobs": "attach list_jobs publish resume retry verify",
     "pipeline.api.tracebacks": "traceback",
     "pipeline.events": "Callback",
@@ -203,8 +210,8 @@ _HOMES = {
     "pipeline.spec.gate": "Gate",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
-        "CheckpointStep ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions "
-        "RunOptions Score ScoreStep SelectStep Sink Source"
+        "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep Output "
+        "ReportOptions RunOptions Score ScoreStep SelectStep Sink Source"
     ),
     "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }

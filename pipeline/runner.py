@@ -203,10 +203,21 @@ def drive_job(
             driver = FanOutDriver(job, lease, settings, observers, run_child=run_job)
         elif job.record.stages:
             driver = ChainDriver(job, lease, settings, observers, parent, run_child=run_job)
+        elif job.plan.dask is not None:
+            driver = dask_stage_driver(job, lease, settings, observers, parent)
         else:
             driver = Driver(job, lease, settings, observers, parent)
         with _supervise(driver):
             return driver.drive()
+
+
+def dask_stage_driver(
+    job: JobDirectory, lease: Lease, settings: Settings, callbacks: tuple[Callback, ...], parent: ParentContext
+) -> JobDriver:
+    """Return the driver of a stage with a ``dask`` step."""
+    from pipeline.driver.dask_stage import DaskStageDriver  # imports dask.dataframe, which takes seconds
+
+    return DaskStageDriver(job, lease, settings, callbacks, parent)
 
 
 @contextmanager

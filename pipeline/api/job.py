@@ -12,12 +12,17 @@ from pipeline.api.display import html_table, show_observers
 from pipeline.api.frames import with_stored_models
 from pipeline.api.preview import first_rows
 from pipeline.api.tracebacks import interruptible
+from pipeline.common.step_modules import StepModules
 from pipeline.driver.prepare import draft, prepare
 from pipeline.errors import SpecError
 from pipeline.events import Callback
 from pipeline.jobs.code_archive import packed_sources
 from pipeline.jobs.directory import JobDirectory
 from pipeline.plan.describe import PlanSummary, plan_summary, step_text
+from pipeline.plan.outline import Stage
+from pipeline.plan.plan import Plan
+from pipeline.plan.planner import plan_lazy_stage
+from pipeline.plan.recipe import StageRecipe
 from pipeline.report.report import Report
 from pipeline.runner import run
 from pipeline.scoring.steps import prepended_sys_path
@@ -32,6 +37,7 @@ from pipeline.spec.model_ref import Device
 from pipeline.spec.parts import (
     CheckpointStep,
     ColumnContract,
+    DaskStep,
     Errors,
     FanOut,
     FilterStep,
@@ -55,7 +61,9 @@ if TYPE_CHECKING:
 
 Fields = Mapping[str, Any]
 """The fields of a part of a job spec, as YAML holds them."""
-AnyStepInput = MapStep | FilterStep | SelectStep | Score | ScoreStep | CheckpointStep | Fields | Callable[..., Any]
+AnyStepInput = (
+    MapStep | FilterStep | SelectStep | Score | ScoreStep | CheckpointStep | DaskStep | Fields | Callable[..., Any]
+)
 """A step as `Job` takes it."""
 
 
@@ -71,11 +79,11 @@ class Job:
         Lower-case letters, digits, ``._-``; at most 64.
     source : Source or dict
         Input files, columns and filter.
-    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep, CheckpointStep, dict or function
-        In any number and order, with a checkpoint between two stages. A job without ``score`` only prepares data. A
-        function is a ``map`` step: what workers can import travels by name; any other, such as one of a notebook's
-        cell, a lambda or an instance with ``__call__``, is stored with the job. In a dict, ``model`` may be a fitted
-        model, which is stored below the job directory's root, as by ``score``.
+    steps : sequence of MapStep, FilterStep, SelectStep, Score, ScoreStep, CheckpointStep, DaskStep, dict or function
+        In any number and order, with a checkpoint between two stages. A job without a ``score`` step only prepares
+        data. A function is a ``map`` step: what workers can import travels by name; any other, such as one of a
+        notebook's cell, a lambda or an instance with ``__call__``, is stored with the job. In a dict, ``model`` may be
+        a fitted model, which is stored below the job directory's root, as by ``score``.
     sink : Sink or dict
         Output path and mode.
     errors : Errors or dict, optional
@@ -380,6 +388,8 @@ class Job:
             )
         # The sink is not checked: nothing is written to it.
         with own_storage_options(), prepended_sys_path(self.settings.import_paths):
+            if self.spec.has_dask:
+                return self._staged(draft(self.spec, settings=self.settings).plan)
             # A checkpoint changes no row, and nothing is kept here.
             steps = tuple(step for step in self.spec.steps if not isinstance(step, CheckpointStep))
             plan = draft(self.spec.model_copy(update={"steps": steps}), settings=self.settings).plan
@@ -387,6 +397,19 @@ class Job:
         # There is no job directory that could keep them.
         recipe = replace(recipe, functions=packed_sources(plan))
         return graph.scored(recipe, plan.partitions, plan.versions, meta=scored_meta(recipe))
+
+    def _staged(self, plan: Plan) -> DaskFrame:
+        """Return the rows of a job with ``dask`` steps."""
+        from pipeline.execution.stage_frames import staged
+
+        paths = self.settings.import_paths
+
+        def recipe_of(stage: Stage) -> StageRecipe:
+            planned = plan_lazy_stage(plan, stage)
+            recipe = planned.recipe(job=self.spec.name, directory="", import_paths=paths)
+            return replace(recipe, functions=packed_sources(plan))
+
+        return staged(plan, recipe_of, StepModules(plan.code, import_paths=paths, sources=plan.sources))
 
     def __repr__(self) -> str:
         return f"<Job {self.spec.name}: {', '.join(source_paths(self.spec))} → {self.spec.sink.path}>"
@@ -405,5 +428,5 @@ def _step_fields(step: AnyStepInput) -> Any:
     """Return a step as `JobSpec.build` takes it."""
     if isinstance(step, Score):
         return {"score": step}
-    is_part = isinstance(step, (MapStep, FilterStep, SelectStep, ScoreStep, Mapping))
+    is_part = isinstance(step, (MapStep, FilterStep, SelectStep, ScoreStep, CheckpointStep, DaskStep, Mapping))
     return {"map": step} if callable(step) and not is_part else step

@@ -116,11 +116,21 @@ class RowCounts:
     output: int = 0
     rejected: int = 0
     filtered: int = 0
+    made: int = 0
+    """Rows that ``dask`` steps made, less the rows that went into them: below 0 after a groupby. 0 without such
+    steps."""
 
     @property
     def is_reconciled(self) -> bool:
-        """True if every input row is output, rejected or filtered."""
-        return self.input == self.output + self.rejected + self.filtered
+        """True if every input row, and every row that a step made, is output, rejected or filtered."""
+        return self.input + self.made == self.output + self.rejected + self.filtered
+
+    def equation(self) -> str:
+        """Return ``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ if the counts do not add up."""
+        made = f" {'−' if self.made < 0 else '+'} {abs(self.made):,} in dask steps" if self.made else ""
+        sign = "=" if self.is_reconciled else "≠"
+        into = f"{self.input:,} in{made} {sign} {self.output:,} out"
+        return f"{into} + {self.rejected:,} rejected + {self.filtered:,} filtered"
 
     def __add__(self, other: RowCounts) -> RowCounts:
         return RowCounts(
@@ -128,16 +138,18 @@ class RowCounts:
             self.output + other.output,
             self.rejected + other.rejected,
             self.filtered + other.filtered,
+            self.made + other.made,
         )
 
     def to_dict(self) -> dict[str, int]:
         """Return the counts for JSON output."""
-        return {"in": self.input, "out": self.output, "rejected": self.rejected, "filtered": self.filtered}
+        counts = {"in": self.input, "out": self.output, "rejected": self.rejected, "filtered": self.filtered}
+        return counts | ({"made": self.made} if self.made else {})
 
     @staticmethod
     def from_dict(record: Mapping[str, int]) -> RowCounts:
         """Inverse of `to_dict`."""
-        return RowCounts(record["in"], record["out"], record["rejected"], record["filtered"])
+        return RowCounts(record["in"], record["out"], record["rejected"], record["filtered"], record.get("made", 0))
 
     @staticmethod
     def total(counts: Iterable[RowCounts]) -> RowCounts:

@@ -91,7 +91,7 @@ class ChainDriver(JobRun):
 
     def _seal(self, stage: Stage, before: SealedStage | None, stack: ExitStack) -> SealedStage:
         """Return a stage with all its rows done: run what is left of it."""
-        name = folder_name(stage, before.first_digest if before else "")
+        name = folder_name(stage, before.digest_for(stage) if before else "")
         directory = find_stage(self.job, name)
         if directory is not None and (done := sealed_stage(directory, before)) is not None:
             return done
@@ -99,9 +99,11 @@ class ChainDriver(JobRun):
         if self.stop.is_requested:
             raise self.stop.error(self.job.id, left=len(directory.ledger().todo) if directory else 1)
         if directory is None:
-            plan = plan_next_stage(self.job.plan, stage, before, settings=self.settings)
+            # A retry of the stage before may have changed the code of the steps.
+            code = before.job.ledger().last.plan.code if before else self.job.plan.code
+            plan = plan_next_stage(replace(self.job.plan, code=code), stage, before, settings=self.settings)
             directory = create_stage(self.job, name, plan)
-        elif before is not None:
+        elif before is not None and stage.kind == "narrow":
             open_upstream_round(directory, self.job.plan, stage, before, settings=self.settings)
         self.lease.check()
         if directory.ledger().todo:

@@ -37,14 +37,16 @@ from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.rounds import RoundReason, make_record
 from pipeline.jobs.stages import StageState, stage_states
 from pipeline.models.model import NO_MODEL
-from pipeline.plan.chain import ResolvedChain, resolve_chain
+from pipeline.plan.chain import PlanDask, ResolvedChain, resolve_chain
+from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.outline import outline, stage_spec
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.pushdown import read_source
 from pipeline.plan.recipe import ORIGIN, scores_of
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
+from pipeline.spec.parts import DaskStep
 
 
 def open_chain_retry(job: JobDirectory, request: RetryRequest, *, settings: Settings) -> bool:
@@ -64,7 +66,7 @@ def open_chain_retry(job: JobDirectory, request: RetryRequest, *, settings: Sett
     _check_same_stages(present, spec)
     for _, directory, ledger in stages:
         remember_packed(directory.root, ledger.last.plan)
-    code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
+    code = find_code(spec.entrypoints, import_paths=job.record.import_paths)
     last = stages[-1][2].last.plan
     is_same = request.is_empty and not code_difference(last.code, code.steps)
     if is_same and any(ledger.last.number and ledger.todo for _, _, ledger in stages):
@@ -74,20 +76,7 @@ def open_chain_retry(job: JobDirectory, request: RetryRequest, *, settings: Sett
         with prepended_sys_path(job.record.import_paths):
             chain = _resolve(job, stages[0][2], present, spec, request, settings=settings, code=code)
     limits = cluster_of(spec, settings=settings).limits()
-    opened: list[tuple[JobDirectory, Ledger, Plan, RetryWork]] = []
-    for state, directory, ledger in stages:
-        plan = ledger.last.plan
-        if chain is not None:
-            plan = _stage_plan(plan, state, ledger, spec, chain, code=code)
-        work = find_work(directory, ledger, limits=limits)
-        is_changed = plan.chain != ledger.last.plan.chain or plan.code != ledger.last.plan.code
-        # A changed stage also gets a round without rows, for those that earlier stages add.
-        if not work.partitions and not work.repaired and not (opened and is_changed):
-            continue
-        plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, quarantined_files=())
-        if chain is not None:
-            plan.validate(limits)
-        opened.append((directory, ledger, plan, work))
+    opened = _find_rounds(stages, spec, chain, code=code, limits=limits)
     for directory, ledger, plan, work in opened:
         with directory.hold(lease_seconds=settings.lease_seconds) as lease:
             record = make_record(
@@ -103,6 +92,40 @@ def open_chain_retry(job: JobDirectory, request: RetryRequest, *, settings: Sett
             )
             directory.rounds.open(record, plan)
     return bool(opened)
+
+
+Stages = Sequence[tuple[StageState, JobDirectory, Ledger]]
+
+
+def _find_rounds(
+    stages: Stages, spec: JobSpec, chain: ResolvedChain | None, *, code: FoundCode, limits: Limits
+) -> list[tuple[JobDirectory, Ledger, Plan, RetryWork]]:
+    """Return the rounds to open, with their plans. Behind a ``dask`` step that gets other rows there are none.
+
+    :param chain: the changed steps; None if nothing changes.
+    """
+    opened: list[tuple[JobDirectory, Ledger, Plan, RetryWork]] = []
+    for state, directory, ledger in stages:
+        if state.stage.kind == "dask":
+            # It makes all its rows anew, in another directory, if those before it get others.
+            if opened and chain is not None:
+                _check_unchanged_behind(state, stages, chain)
+            if opened:
+                break
+            continue
+        plan = ledger.last.plan
+        if chain is not None:
+            plan = _stage_plan(plan, state, ledger, spec, chain, code=code)
+        work = find_work(directory, ledger, limits=limits)
+        is_changed = plan.chain != ledger.last.plan.chain or plan.code != ledger.last.plan.code
+        # A changed stage also gets a round without rows, for those that earlier stages add.
+        if not work.partitions and not work.repaired and not (opened and is_changed):
+            continue
+        plan = replace(plan, files=work.files, partitions=work.partitions, pruned_rows=0, quarantined_files=())
+        if chain is not None:
+            plan.validate(limits)
+        opened.append((directory, ledger, plan, work))
+    return opened
 
 
 def _present_spec(spec: JobSpec, stages: Sequence[tuple[StageState, Ledger]]) -> JobSpec:
@@ -154,12 +177,67 @@ def _resolve(
     sample = sample_table(discovery, columns=first.base.plan.source_columns)
     frames = NO_FRAMES
     if spec.maps:
-        frames = chain_frames(spec, sample, models, discovery, import_paths=job.record.import_paths, code=code)
+        frames = chain_frames(
+            spec,
+            sample,
+            models,
+            discovery,
+            import_paths=job.record.import_paths,
+            code=code,
+            plan_dask=stored_dask(job.plan, present),
+        )
     with known_columns(discovery.schema):
         scored = scored_by(spec, models)
-        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames.schemas, scored=scored)
+        chain = resolve_chain(
+            spec,
+            discovery=discovery,
+            map_schemas=frames.schemas,
+            scored=scored,
+            plan_dask=stored_dask(job.plan, present),
+        )
     check_chain_rules(chain, sample.select(chain.source.names))
     return chain
+
+
+def stored_dask(plan: Plan, spec: JobSpec) -> PlanDask:
+    """Return what gives the ``dask`` steps of a job as they were planned.
+
+    :param spec: spec of the job before the retry.
+    """
+    steps = [step for step in spec.steps if isinstance(step, DaskStep)]
+    recipes = [step for step in plan.chain if isinstance(step, DaskRecipe)]
+
+    def planned(step: DaskStep, schema: pa.Schema) -> DaskRecipe:
+        for known, recipe in zip(steps, recipes, strict=True):
+            if known == step:
+                return recipe
+        raise SpecError(
+            "a retry cannot change a dask step",
+            where="--set",
+            found=step.dask,
+            expected=", ".join(step.dask for step in steps),
+            next_step="run the job spec again as a new job: all its rows are made anew",
+        )
+
+    return planned
+
+
+def _check_unchanged_behind(state: StageState, stages: Stages, chain: ResolvedChain) -> None:
+    """Refuse to change steps behind a ``dask`` step that is computed anew: they have no rows to retry.
+
+    :raises SpecError: if a step behind the stage ``state`` is another one.
+    """
+    for later, _, ledger in stages:
+        if later.stage.number <= state.stage.number or later.stage.kind == "dask":
+            continue
+        if ledger.last.plan.chain != chain.stages[later.stage.number].recipes:
+            raise SpecError(
+                "a retry cannot change steps on both sides of a dask step",
+                where="--set, --model",
+                found=f"rejected rows before steps {state.stage.slug}, and a change in steps {later.stage.slug}",
+                expected="changes before the dask step only: all behind it is made anew",
+                next_step="run the job spec again as a new job",
+            )
 
 
 def _stage_plan(

@@ -27,9 +27,11 @@ from pipeline.jobs.record import child_id
 from pipeline.models.device_options import DeviceOptions, check_device, device_options
 from pipeline.models.engines import check_engine
 from pipeline.models.model import ModelVersion
-from pipeline.plan.chain import ChainFrames, ResolvedChain, resolve_chain
+from pipeline.plan.chain import ChainFrames, PlanDask, ResolvedChain, resolve_chain
+from pipeline.plan.dask_recipe import DaskRecipe, DaskTable
 from pipeline.plan.fan_out import Planner, plan_fan_out
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState, ListedFile, select_files
+from pipeline.plan.outline import outline
 from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.planner import last_schema, make_chain_plan, make_plan, plan_stages
 from pipeline.plan.pushdown import located, pushed_filters, read_source
@@ -45,8 +47,8 @@ from pipeline.sources.quarantine import check_file_count
 from pipeline.sources.types import empty_table
 from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import AnyStep, JobSpec
-from pipeline.spec.load import absolute, source_paths
-from pipeline.spec.parts import Incremental, Score, ScoreStep, Sink
+from pipeline.spec.load import absolute, input_paths
+from pipeline.spec.parts import DaskStep, Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
@@ -178,6 +180,10 @@ class _Drafting:
     """Rows of the source and after the steps, by steps, input schema and columns without nulls."""
     listings: dict[str, dict[str, str]] = field(default_factory=dict)
     """References of the models of each listing, by key: listed once, so that the plan holds what was inspected."""
+    dask_recipes: dict[tuple[str, bytes], DaskRecipe] = field(default_factory=dict)
+    """Planned ``dask`` steps, by step and schema of their rows."""
+    tables: dict[str, DaskTable] = field(default_factory=dict)
+    """Tables of ``dask`` steps, each discovered once."""
     codes: dict[tuple[str, ...], FoundCode] = field(default_factory=dict)
     """Code of the ``map`` steps, by their names."""
 
@@ -228,16 +234,42 @@ class _Drafting:
         frames = NO_FRAMES
         if sample is not None and spec.maps:
             paths = self.settings.import_paths
-            frames = chain_frames(spec, sample, versions, discovery, import_paths=paths, code=self.code(spec))
+            frames = chain_frames(
+                spec,
+                sample,
+                versions,
+                discovery,
+                import_paths=paths,
+                code=self.code(spec),
+                plan_dask=self._plan_dask(spec),
+            )
         scored = scored_by(spec, versions)
-        chain = resolve_chain(spec, discovery=discovery, map_schemas=frames.schemas, scored=scored)
+        chain = resolve_chain(
+            spec, discovery=discovery, map_schemas=frames.schemas, scored=scored, plan_dask=self._plan_dask(spec)
+        )
         check_chain_rules(chain, sample and sample.select(chain.source.names))
         plan = make_chain_plan(spec, chain=chain, discovery=discovery, limits=self.limits, progress=progress)
         return plan_stages(plan, chain, limits=self.limits, never_null=frames.never_null)
 
+    def _plan_dask(self, spec: JobSpec) -> PlanDask | None:
+        """Return what plans the ``dask`` steps of ``spec``; None if it has none."""
+        if not any(isinstance(step, DaskStep) for step in spec.steps):
+            return None
+        from pipeline.driver.dask_plan import plan_step  # imports dask.dataframe, which takes seconds
+
+        def plan(step: DaskStep, schema: pa.Schema) -> DaskRecipe:
+            key = step.model_dump_json(), bytes(schema.serialize().to_pybytes())
+            if key not in self.dask_recipes:
+                self.dask_recipes[key] = plan_step(
+                    step, schema, code=self.code(spec), settings=self.settings, tables=self.tables
+                )
+            return self.dask_recipes[key]
+
+        return plan
+
     def code(self, spec: JobSpec) -> FoundCode:
         """Return the code of the steps of ``spec``. It is read once, so that the sample runs what the plan names."""
-        entrypoints = tuple(step.map for step in spec.maps)
+        entrypoints = spec.entrypoints
         if entrypoints not in self.codes:
             self.codes[entrypoints] = find_code(entrypoints, import_paths=self.settings.import_paths)
         return self.codes[entrypoints]
@@ -281,7 +313,7 @@ def check_output(plan: Plan, *, settings: Settings, job: str = "") -> None:
     if plan.children:
         return
     request = SinkRequest(
-        sources=source_paths(plan.spec),
+        sources=input_paths(plan.spec),
         job=job,
         schema=plan.output_schema,
         plan=plan.digest,
@@ -344,13 +376,21 @@ def chain_frames(
     *,
     import_paths: Sequence[str],
     code: FoundCode,
+    plan_dask: PlanDask | None = None,
 ) -> ChainFrames:
     """Return the columns after each ``map`` step of a chain, by running the steps on rows of the source."""
     from pipeline.scoring.chain_plan import plan_chain_frames  # imports pandas, which only steps need
 
     with redirect_stdout(sys.stderr):
         return plan_chain_frames(
-            spec.steps, sample, models=versions, never_null=discovery.never_null, import_paths=import_paths, code=code
+            spec.steps,
+            sample,
+            models=versions,
+            never_null=discovery.never_null,
+            import_paths=import_paths,
+            code=code,
+            ends=[stage.first for stage in outline(spec)[1:]],
+            plan_dask=plan_dask,
         )
 
 
@@ -452,6 +492,14 @@ def refuse_restart(spec: JobSpec) -> None:
 
     :raises SpecError: if the spec requests it.
     """
+    if spec.has_dask and spec.source.incremental is not False:
+        raise SpecError(
+            "an incremental job has no dask steps",
+            where="source.incremental",
+            found="a dask step among the steps",
+            expected="all rows: a join or a group of only the new ones would be wrong",
+            next_step="leave source.incremental out",
+        )
     for name in ("on_alias_change", "step_change"):
         if spec.has_stages and getattr(spec, name) == "restart":
             raise SpecError(

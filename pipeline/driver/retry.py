@@ -88,7 +88,7 @@ def open_retry(job: JobDirectory, request: RetryRequest, *, epoch: int, settings
     spec = changed_spec(ledger.last.plan.spec, request, settings=settings)
     for round_ in job.rounds.all():
         remember_packed(job.root, round_.plan)
-    code = find_code([step.map for step in spec.maps], import_paths=job.record.import_paths)
+    code = find_code(spec.entrypoints, import_paths=job.record.import_paths)
     is_same_code = not code_difference(ledger.last.plan.code, code.steps)
     if request.is_empty and ledger.last.number and ledger.todo and is_same_code:
         return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipeline.common.units import iso_time, utc_now
+from pipeline.driver.dask_plan import plan_work
 from pipeline.driver.retry import number_partitions
 from pipeline.errors import StateCorrupt
 from pipeline.execution.clusters import cluster_of
@@ -31,6 +32,11 @@ def plan_next_stage(plan: Plan, stage: Stage, before: SealedStage | None, *, set
     :raises InsufficientMemory: when a worker cannot run it.
     """
     limits = cluster_of(plan.spec, settings=settings).limits()
+    if stage.kind == "dask":
+        files = None if before is None else discover_files(plan, stage, before, before.paths())
+        folder = "" if before is None else before.job.store.url(layout.ROUNDS)
+        inputs = () if before is None else (before.input,)
+        return plan_work(plan, stage, files, inputs=inputs, folder=folder, limits=limits, settings=settings)
     if before is None:
         planned = plan_stage(plan, stage, limits=limits)
     else:

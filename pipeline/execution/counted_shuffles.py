@@ -17,7 +17,9 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+import dask
 import numpy as np
+from dask.utils import parse_bytes
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from pipeline.common.units import plural
@@ -83,6 +85,7 @@ class CountShuffles(WorkerPlugin):
     async def setup(self, worker: Any) -> None:
         """Wrap the functions of shuffles; Dask calls this. Not a coroutine, it would freeze the worker."""
         count_shuffles()
+        limit_buffers(worker)
 
 
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -127,6 +130,30 @@ def count_shuffles() -> None:
     spec.create_run_on_worker = _with_partitions(spec.create_run_on_worker)
     plugin.barrier = _adding(plugin.barrier)
     plugin.get_output_partition = _comparing(plugin.get_output_partition)
+
+
+_BUFFERS = {
+    # Attribute of the plugin, key of the configuration, Dask's default, share of the worker's memory limit.
+    "memory_limiter_comms": ("distributed.p2p.comm.buffer", "1 GiB", 0.05),
+    "memory_limiter_disk": ("distributed.p2p.storage.buffer", "100 MiB", 0.03),
+}
+
+
+def limit_buffers(worker: Any) -> None:
+    """Limit the buffers of shuffles to a share of the worker's memory, unless a site has configured them.
+
+    Dask's own limit for rows to send is 1 GiB, whatever memory a worker has.
+    """
+    from distributed.shuffle._limiter import ResourceLimiter
+
+    plugin, memory = worker.plugins.get("shuffle"), worker.memory_manager.memory_limit
+    if plugin is None or not memory:
+        return
+    for name, (key, default, share) in _BUFFERS.items():
+        configured, most = parse_bytes(str(dask.config.get(key, default))), int(share * memory)
+        limiter = getattr(plugin, name, None)
+        if limiter is not None and configured == parse_bytes(default) and most < configured:
+            setattr(plugin, name, ResourceLimiter(most, metrics_label=limiter.metrics_label))
 
 
 def _with_partitions(create: Any) -> Any:

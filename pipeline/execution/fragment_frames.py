@@ -44,7 +44,8 @@ def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(FRAGMENTS_META.columns))
 
 
-def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
+def read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
+    """Inverse of `fragment_frame`: the partition, and the planned sizes and versions of its files."""
     rows: Any = frame.to_dict("records")
     fragments = tuple(Fragment(**{name: row[name] for name in _FRAGMENT_FIELDS}) for row in rows)
     return Partition(rows[0]["partition"], fragments), {row["path"]: (row["size"], row["version"]) for row in rows}
@@ -52,7 +53,7 @@ def _read_fragments(frame: pd.DataFrame) -> tuple[Partition, Versions]:
 
 def score_frame(frame: pd.DataFrame, recipe: StageRecipe) -> pd.DataFrame:
     """Score the partition of these fragments."""
-    partition, versions = _read_fragments(frame)
+    partition, versions = read_fragments(frame)
     try:
         return score_to_frame(recipe, partition, versions=versions)
     except Exception as error:

@@ -210,7 +210,9 @@ def _compute(
         from distributed import Client
 
         count_on_workers(client)
-        run_type = partial(FrameRun, frame=frame, keep=partial(_keep, root=folder), recall=frame_content)
+        run_type = partial(
+            FrameRun, frame=frame, keep=partial(_keep, root=folder), recall=frame_content, find=partial(_find, folder)
+        )
         # A client has one subscriber for a topic of events: the caller's own may be in use.
         with Client(client.scheduler.address, security=client.security, set_as_default=False) as own:
             run = run_type(own)
@@ -267,6 +269,12 @@ def _current_client() -> Any:
 def _keep(part: pd.DataFrame, partition: int, root: str) -> Kept:
     kept = keep_partition(part, partition, root)
     return Kept(partition, Content.from_dict(kept.content) if kept.content else None, kept)
+
+
+def _find(root: str, numbers: Sequence[int]) -> list[Kept]:
+    folder = open_store(root)
+    found = [receipt for number in numbers if (receipt := _read_receipt(folder, number)) is not None]
+    return [Kept(one.partition, Content.from_dict(one.content) if one.content else None, one) for one in found]
 
 
 def frame_content(part: pd.DataFrame) -> Content:

@@ -15,7 +15,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,13 @@ class FrameRun:
     """Number of times that everything is submitted."""
     is_stopping: Callable[[], bool] = lambda: False
     """True if a stop was requested: nothing more is waited for."""
+    sending: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Returns the context in which tasks are sent."""
+    find: Callable[[Sequence[int]], Sequence[Kept]] = lambda _: ()
+    """Returns those of some partitions that are on record. A lost worker may have kept some, and died before it could
+    say so."""
+    poll: Callable[[], None] = lambda: None
+    """Is called at each turn; an error that it raises ends the run."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -104,6 +111,7 @@ class FrameRun:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._parts: list[Any] = []
         self._futures: dict[Any, int] = {}
+        self._finished: dict[int, Content] = {}
         self._check: Any = None
         self._checking: int | None = None
         self._oom_workers: set[str] = set()
@@ -146,6 +154,8 @@ class FrameRun:
                 self._oom_workers.add(item.worker)
             elif isinstance(item, WorkerLeft):
                 self._on_worker_left(item)
+                yield from self._find_kept()
+                self._check_one()
             elif item is self._check:
                 self._on_checked(item)
             elif item in self._futures:
@@ -153,6 +163,7 @@ class FrameRun:
                 if kept is not None:
                     yield kept
         self._health.check(True)
+        self.poll()
         if self._progress.idle() > self.stall_timeout:
             self._submit_again(f"no task ended for {self._progress.idle():.0f} s, and no worker computes")
 
@@ -164,7 +175,9 @@ class FrameRun:
         tasks = [keep(self._parts[number], number, dask_key_name=f"keep-{name}-{number}") for number in numbers]
         self.submissions += 1
         self._progress.record()
-        for future, number in zip(self.client.compute(tasks), numbers, strict=True):
+        with self.sending():
+            futures = self.client.compute(tasks)
+        for future, number in zip(futures, numbers, strict=True):
             self._futures[future] = number
             future.add_done_callback(self._inbox.put)
 
@@ -177,7 +190,8 @@ class FrameRun:
         self._checking = in_order[len(in_order) // 2]
         recall = _dask.delayed(self.recall, pure=False)
         task = recall(self._parts[self._checking], dask_key_name=f"check-{unique_name()}-{self._checking}")
-        self._check = self.client.compute(task)
+        with self.sending():
+            self._check = self.client.compute(task)
         self._check.add_done_callback(self._inbox.put)
 
     def _cancel(self) -> list[int]:
@@ -237,7 +251,7 @@ class FrameRun:
                 found=str(error).splitlines()[0],
                 next_step="fix the step that crashes, or give the workers more memory; then resume",
             ) from error
-        if isinstance(error, (CancelledError, TimeoutError)):
+        if isinstance(error, (CancelledError, TimeoutError)) or is_of_shuffle(error):
             self._submit_again(f"{type(error).__name__}: {error}")
             return
         raise error
@@ -270,8 +284,17 @@ class FrameRun:
                 raise TooLittleMemoryError(busy)
         self.lost_workers += 1
         self._progress.record()
-        # A shuffle in which the worker took part starts again.
-        self._check_one()
+
+    def _find_kept(self) -> Iterator[Kept]:
+        """Yield the partitions that were kept, and do not wait for their tasks, which Dask may have to run again."""
+        waiting = {number: future for future, number in self._futures.items()}
+        for kept in self.find(list(waiting)):
+            future = waiting[kept.partition]
+            del self._futures[future]
+            future.release()
+            if kept.content is not None:
+                self._finished[kept.partition] = kept.content
+            yield kept
 
     def _numbers_of(self, keys: Sequence[Any]) -> list[int]:
         """Return the partitions that the tasks ``keys`` compute themselves."""
@@ -309,6 +332,14 @@ class _Progress:
                 self._seen = states
                 self.record()
         return self._clock() - self._since
+
+
+def is_of_shuffle(error: BaseException) -> bool:
+    """Return True for an error of Dask's shuffles themselves, such as a worker that left during a broadcast."""
+    from distributed.shuffle._exceptions import P2PConsistencyError, P2PIllegalStateError
+
+    kinds = (P2PConsistencyError, P2PIllegalStateError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and str(error).startswith("P2P "))
 
 
 def out_of_disk(error: BaseException) -> DiskFull | None:

@@ -183,8 +183,11 @@ class Ledger:
     def rows(self) -> RowCounts:
         """Counts of the rows so far. A row that was rejected first and output later counts as output."""
         total, retried, pruned = self.totals.rows, self.totals.retried_rows, self.pruned_rows
+        if self.base.plan.dask is not None:  # no partition has rows of its own: each may have rows of all
+            read = self.base.plan.dask.main.rows
+            return RowCounts(read, total.output, made=total.output - read)
         return RowCounts(
-            total.input - retried + pruned, total.output, total.rejected - retried, total.filtered + pruned
+            total.input - retried + pruned, total.output, total.rejected - retried, total.filtered + pruned, total.made
         )
 
     @cached_property

@@ -123,6 +123,11 @@ class Receipt:
     """Comparison of each challenger, by its output column; left out of the stored form if empty."""
     model_loads: int = 0
     """Loads of models by key into memory; left out of the stored form without any."""
+    made: bool = False
+    """True if a step made the rows of those of other partitions, too; ``files`` is empty then. Left out of the stored
+    form if False."""
+    content: dict[str, Any] = field(default_factory=dict)
+    """Digest of such rows; see `pipeline.common.content`. Left out of the stored form if empty."""
     ended: float = 0.0
     """End of the attempt, in seconds since the epoch by the worker's clock; 0.0, and left out of the stored form, if
     unknown."""
@@ -143,6 +148,8 @@ class Receipt:
             del record["ended"]
         if not self.sketches:
             del record["sketches"]
+        if not self.made:
+            del record["made"], record["content"]
         record["rows"] = self.rows.to_dict()
         record["files"] = [[f.path, f.row_start, f.row_stop, f.rows.to_dict()] for f in self.files]
         return json.dumps({"schema_version": SCHEMA_VERSION, **record}, sort_keys=True).encode()

@@ -43,6 +43,12 @@ class RoundReason(StrEnum):
     """The code of a step changed: all rows are scored again."""
     UPSTREAM = "upstream"
     """A retry of an earlier stage has added files to those that the stage reads."""
+    NOT_DETERMINISTIC = "not deterministic"
+    """A partition of a ``dask`` step had other rows when it was computed again: all are computed in one run."""
+    MEMORY = "memory"
+    """Workers ran out of memory in a ``dask`` step: all its partitions are computed anew, from smaller ones."""
+    VERSIONS = "versions"
+    """Other versions of Dask give other partitions of a ``dask`` step: all are computed anew."""
     FILES_QUARANTINED = "files quarantined"
     """Input files turned out bad while they were read. The other rows are scored without them."""
 

@@ -47,6 +47,10 @@ class SealedStage:
     """SHA-256 of the file of manifest 1, which a retry does not change."""
     manifest: Manifest
 
+    def digest_for(self, stage: Stage) -> str:
+        """Return the digest that names the folder of the next stage. A ``dask`` step makes all its rows anew."""
+        return self.digest if stage.kind == "dask" else self.first_digest
+
     @property
     def input(self) -> SealedInput:
         """The manifest, as the plan of the next stage names it."""
@@ -77,7 +81,8 @@ def stage_states(job: JobDirectory) -> tuple[StageState, ...]:
     states: list[StageState] = []
     first, before = "", None
     for stage in outline(job.plan.spec):
-        name = "" if stage.number and not first else folder_name(stage, first)
+        digest = before.digest_for(stage) if before is not None else "" if stage.kind == "dask" else first
+        name = "" if stage.number and not digest else folder_name(stage, digest)
         directory = find_stage(job, name) if name else None
         sealed = None
         if directory is not None and (before is not None or not stage.number):
@@ -228,7 +233,7 @@ def commit_stages(job: JobDirectory, stages: Sequence[SealedStage]) -> Manifest:
 def chain_rows(rows: Sequence[RowCounts]) -> RowCounts:
     """Return the counts of a job from those of its stages, in order: into the first, out of the last."""
     rejected, filtered = sum(one.rejected for one in rows), sum(one.filtered for one in rows)
-    return RowCounts(rows[0].input, rows[-1].output, rejected, filtered)
+    return RowCounts(rows[0].input, rows[-1].output, rejected, filtered, sum(one.made for one in rows))
 
 
 def _within(stage: SealedStage, file: ManifestFile) -> ManifestFile:

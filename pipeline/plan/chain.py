@@ -6,7 +6,7 @@ scores, and what ``map`` steps behind the last score make; ``keep`` or a last ``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +26,7 @@ from pipeline.plan.columns import (
     model_features,
     worthwhile,
 )
+from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.outline import Stage, outline, stage_spec
 from pipeline.plan.pushdown import condition, located, pushed_filters, read_source
 from pipeline.plan.recipe import (
@@ -47,7 +48,16 @@ from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import AnyStep, JobSpec
-from pipeline.spec.parts import CheckpointStep, ColumnContract, FilterStep, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.parts import (
+    CheckpointStep,
+    ColumnContract,
+    DaskStep,
+    FilterStep,
+    MapStep,
+    Score,
+    ScoreStep,
+    SelectStep,
+)
 
 
 @dataclass(frozen=True)
@@ -103,18 +113,31 @@ class ResolvedChain:
     """The stages, in order; empty for a job without a step that ends one."""
 
 
+PlanDask = Callable[[DaskStep, pa.Schema], DaskRecipe]
+"""Returns the recipe of a ``dask`` step over rows with a schema."""
+
+
 def resolve_chain(
-    spec: JobSpec, *, discovery: Discovery, map_schemas: Sequence[pa.Schema], scored: Sequence[ScoredBy]
+    spec: JobSpec,
+    *,
+    discovery: Discovery,
+    map_schemas: Sequence[pa.Schema],
+    scored: Sequence[ScoredBy],
+    plan_dask: PlanDask | None = None,
 ) -> ResolvedChain:
     """Decide for every column whether it is read, scored, written and checked, step by step.
 
     :param map_schemas: schema after each ``map`` step.
     :param scored: model and columns of each ``score`` step.
+    :param plan_dask: plans ``dask`` steps; needed if there are any.
     :raises SpecError: for unknown or clashing names in the spec.
     :raises SchemaDrift: for a feature that is missing or has a type that the model cannot use.
     """
-    walk = _Walk(spec, discovery, map_schemas, scored)
+    walk = _Walk(spec, discovery, map_schemas, scored, plan_dask)
+    ends = {stage.first for stage in outline(spec)[1:]}
     for number, step in enumerate(spec.steps):
+        if number in ends:
+            walk.end_stage()
         walk.take(number, step)
     output = walk.output()
     stages, needed = _cut_stages(spec, walk, output)
@@ -186,7 +209,12 @@ class _Walk:
     """The columns before the next step, and the resolved steps so far."""
 
     def __init__(
-        self, spec: JobSpec, discovery: Discovery, map_schemas: Sequence[pa.Schema], scored: Sequence[ScoredBy]
+        self,
+        spec: JobSpec,
+        discovery: Discovery,
+        map_schemas: Sequence[pa.Schema],
+        scored: Sequence[ScoredBy],
+        plan_dask: PlanDask | None = None,
     ) -> None:
         self.spec = spec
         self.discovery = discovery
@@ -199,6 +227,9 @@ class _Walk:
         self.before: list[pa.Schema] = []
         self.ends: list[_End] = []
         """End of each stage but the last."""
+        self._plan_dask = plan_dask
+        self._offered = frozenset(offered)
+        """Columns that no step has made; behind a ``dask`` step, those of its result."""
         self._maps, self._scored = iter(map_schemas), iter(scored)
         stages = outline(spec) or (Stage(0, 0, len(spec.steps), is_last=True),)
         self._pushed = {number for stage in stages for number in pushed_filters(spec, first=stage.first)}
@@ -211,7 +242,9 @@ class _Walk:
     def take(self, number: int, step: AnyStep) -> None:
         """Resolve the next step."""
         if isinstance(step, CheckpointStep):
-            self.ends.append(_End(len(self.recipes), self.frame, tuple(self.scores)))
+            return
+        if isinstance(step, DaskStep):
+            self._dask(step)
             return
         if isinstance(step, FilterStep):
             self._check_condition(step.filter, f"steps.{number}.filter")
@@ -224,6 +257,19 @@ class _Walk:
         else:
             self._score(step.score, f"steps.{number}.score")
         self._check_made()
+
+    def end_stage(self) -> None:
+        """Record that a stage ends before the next step."""
+        self.ends.append(_End(len(self.recipes), self.frame, tuple(self.scores)))
+        self._check_made()
+
+    def _dask(self, step: DaskStep) -> None:
+        assert self._plan_dask is not None
+        recipe = self._plan_dask(step, self.frame)
+        self._add(recipe)
+        self.frame, self.written = recipe.schema, list(recipe.schema.names)
+        self._offered = frozenset(self.written)
+        self.scores = [name for name in self.scores if name in self.written]
 
     def output(self) -> pa.Schema:
         """Return the schema of the output.
@@ -239,7 +285,7 @@ class _Walk:
             for name in score.keep:
                 if name not in left:
                     raise self._missing(name, use="a column to keep", where="score.keep", error=SpecError)
-            made = [name for name in names if name in self.scores or name not in self.discovery.schema.names]
+            made = [name for name in names if name in self.scores or name not in self._offered]
             names = [*score.keep, *(name for name in made if name not in score.keep)]
         if not names:
             raise SpecError(
@@ -474,7 +520,7 @@ def _needed(recipes: Sequence[StepRecipe], output: Collection[str]) -> tuple[tup
             needed = {old for _, old in columns}
             continue
         narrowed.append(recipe)
-        if isinstance(recipe, MapRecipe):
+        if isinstance(recipe, (MapRecipe, DaskRecipe)):
             needed = None
         elif needed is not None:
             needed = needed - _made_by(recipe) | _read_by(recipe)

@@ -25,7 +25,7 @@ from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
 from pipeline.plan.stages import PlannedStage
 from pipeline.sources.versions import content_version
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
-from pipeline.spec.parts import CheckpointStep, FilterStep, MapStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, SelectStep
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 
@@ -367,6 +367,8 @@ def step_text(step: AnyStep) -> str:
         return f"filter {step.filter}"
     if isinstance(step, CheckpointStep):
         return "checkpoint"
+    if isinstance(step, DaskStep):
+        return f"dask {describe(step.dask)}" + (f" with {listed(list(step.inputs))}" if step.inputs else "")
     if isinstance(step, SelectStep):
         return f"select {listed(list(step.columns))}"
     where = f" where {step.score.where}" if step.score.where is not None else ""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.spec.job_spec import AnyStep, JobSpec
-from pipeline.spec.parts import CheckpointStep, Errors, Source
+from pipeline.spec.parts import CheckpointStep, DaskStep, Errors, Source
 
-StageKind = Literal["narrow"]
-"""``narrow``: each partition is one task, whose rows need no others."""
+StageKind = Literal["narrow", "dask"]
+"""``narrow``: each partition is one task, whose rows need no others. ``dask``: one ``dask`` step."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,24 @@ def outline(spec: JobSpec) -> tuple[Stage, ...]:
     """Return the stages of a job, in order; empty for a job without a step that ends a stage."""
     if not spec.has_stages:
         return ()
-    stages: list[Stage] = []
+    runs: list[tuple[int, int, int | None, StageKind]] = []
     first, size = 0, None
     for number, step in enumerate(spec.steps):
-        if isinstance(step, CheckpointStep):
-            stages.append(Stage(len(stages), first, number, is_last=False, partition_bytes=size))
-            first, size = number + 1, step.partition_bytes
-    return (*stages, Stage(len(stages), first, len(spec.steps), is_last=True, partition_bytes=size))
+        if not isinstance(step, (CheckpointStep, DaskStep)):
+            continue
+        if number > first:
+            runs.append((first, number, size, "narrow"))
+        first, size = number + 1, None
+        if isinstance(step, DaskStep):
+            runs.append((number, number + 1, step.target_bytes, "dask"))
+        else:
+            size = step.partition_bytes
+    if first < len(spec.steps):
+        runs.append((first, len(spec.steps), size, "narrow"))
+    return tuple(
+        Stage(number, first, stop, is_last=number == len(runs) - 1, partition_bytes=size, kind=kind)
+        for number, (first, stop, size, kind) in enumerate(runs)
+    )
 
 
 def stage_spec(spec: JobSpec, stage: Stage, *, folder: str = "steps") -> JobSpec:

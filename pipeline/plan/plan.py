@@ -19,6 +19,7 @@ from pipeline.common.units import format_bytes, plural
 from pipeline.errors import InsufficientMemory
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.models.record import model_identity
+from pipeline.plan.dask_recipe import DaskWork
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import MIN_BATCH_ROWS, MOST_GROUP_BYTES, USABLE, shared_memory
 from pipeline.plan.pushdown import read_source
@@ -154,6 +155,8 @@ class Plan:
     stages: tuple[PlannedStage, ...] = ()
     """Stages of a job with checkpoints between its steps; partitions and memory are then those of the first. Empty for
     any other job, and for a stage."""
+    dask: DaskWork | None = None
+    """Work of a stage with a ``dask`` step; its partitions have no fragments. None for any other plan."""
     role: StageRole | None = None
     """Place of a stage in its job; None for a job."""
 
@@ -255,6 +258,7 @@ class Plan:
                 else None,
                 "stages": [stage.identity for stage in self.stages] or None,
                 "role": self.role.to_record() if self.role else None,
+                "dask": self.dask.digest if self.dask else None,
             }
         )
 

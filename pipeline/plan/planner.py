@@ -17,6 +17,7 @@ from pipeline.models.engines import engine_options
 from pipeline.models.model import NO_MODEL, ModelVersion
 from pipeline.plan.chain import ResolvedChain
 from pipeline.plan.columns import Columns, resolve_columns
+from pipeline.plan.dask_recipe import DaskRecipe, DaskWork
 from pipeline.plan.incremental import FULL_INPUT, IncrementalState
 from pipeline.plan.memory import (
     MODEL_FACTOR,
@@ -33,12 +34,16 @@ from pipeline.plan.memory import (
 from pipeline.plan.outline import Stage, outline, stage_spec
 from pipeline.plan.packing import pack
 from pipeline.plan.plan import Limits, Partition, Plan
+from pipeline.plan.pushdown import read_source
 from pipeline.plan.recipe import ORIGIN, AnyScore, KeyedRecipe, StepRecipe, held_steps, scores_of
 from pipeline.plan.stages import PlannedStage, SealedInput, StageRole
 from pipeline.sources.discovery import Discovery, resize, total_bytes
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import JobSpec
 
+NO_LIMITS = Limits(workers=1, threads=1, memory=0)
+DASK_FACTOR = 3
+"""Memory of a task of a ``dask`` step, as a multiple of its largest input partition; a rule of thumb, no limit."""
 _UNKNOWN_WIDTH = 32
 """Bytes assumed for a value whose type has no fixed width and that is in no file."""
 
@@ -153,6 +158,9 @@ def plan_stages(
     estimated = [*stages[:1]]
     for stage in outline(plan.spec)[1:]:
         source = chain.stages[stage.number].source
+        if stage.kind == "dask":
+            estimated.append(stages[stage.number])
+            continue
         rows = plan.rows - plan.pruned_rows
         size = rows * sum(map(_width, source))
         file = InputFile("", size, "", (RowGroup(rows, size, size),))
@@ -186,11 +194,16 @@ def plan_stage(
     """
     planned = plan.stages[stage.number]
     start = sum(other.recipes for other in plan.stages[: stage.number])
-    recipes = plan.chain[start : start + planned.recipes]
+    recipes = stage_recipes(plan, stage)
     scores = scores_of(recipes)
     output = pa.ipc.read_schema(pa.py_buffer(planned.output_schema))
     role = StageRole(
-        stage.number, stage.slug, stage.kind, tuple(inputs), keeps_origin=not stage.is_last, reads_origin=bool(inputs)
+        stage.number,
+        stage.slug,
+        stage.kind,
+        tuple(inputs),
+        keeps_origin=not stage.is_last and keeps_origin(recipes),
+        reads_origin=bool(inputs) and keeps_origin(plan.chain[start - 1 : start]),
     )
     spec = stage_spec(plan.spec, stage, folder=folder)
     common = replace(
@@ -217,6 +230,60 @@ def plan_stage(
         never_null=planned.never_null,
         model_bytes=used.model_bytes if any(isinstance(step, KeyedRecipe) for step in recipes) else 0,
         **_cut(spec, discovery, used, output=output, limits=limits, target_bytes=planned.partition_bytes),
+    )
+
+
+def plan_lazy_stage(plan: Plan, stage: Stage) -> Plan:
+    """Return the plan of a stage whose rows are not kept, and that reads those of the stage before from memory."""
+    if stage.number:
+        schema = pa.ipc.read_schema(pa.py_buffer(plan.stages[stage.number - 1].output_schema))
+        planned = plan_stage(plan, stage, discovery=Discovery((), schema), limits=NO_LIMITS)
+    else:
+        planned = plan_stage(plan, stage, limits=NO_LIMITS)
+    assert planned.role is not None
+    role = replace(planned.role, keeps_origin=False, reads_origin=False)
+    return replace(planned, role=role, output_schema=plan.stages[stage.number].output_schema)
+
+
+def source_files(plan: Plan) -> Discovery:
+    """Return the files of the source, as they were discovered for the plan of a job."""
+    schema = pa.ipc.read_schema(pa.py_buffer(plan.source_schema))
+    keys = tuple(name for name in schema.names if name not in plan.source_columns)
+    source = read_source(plan.spec)
+    return Discovery(plan.files, schema, key_names=keys, filter=source.filter, format=source.format)
+
+
+def stage_recipes(plan: Plan, stage: Stage) -> tuple[StepRecipe, ...]:
+    """Return the recipes of a stage, of those of its job."""
+    start = sum(other.recipes for other in plan.stages[: stage.number])
+    return plan.chain[start : start + plan.stages[stage.number].recipes]
+
+
+def keeps_origin(recipes: Sequence[StepRecipe]) -> bool:
+    """Return True if a stage can keep the origin of each row: a ``dask`` step may lose it."""
+    return all(step.keeps_origin for step in recipes if isinstance(step, DaskRecipe))
+
+
+def plan_dask_stage(plan: Plan, stage: Stage, work: DaskWork, *, inputs: Sequence[SealedInput], folder: str) -> Plan:
+    """Return the plan of a stage with a ``dask`` step.
+
+    :param plan: plan of the job.
+    :param folder: folder of the files of the stage before; unused for the first stage.
+    """
+    common = plan_stage(plan, stage, inputs=inputs, folder=folder, limits=NO_LIMITS)
+    return replace(
+        common,
+        files=work.main.files,
+        partitions=tuple(Partition(name, ()) for name in work.partition_ids),
+        source_columns=work.main.columns,
+        source_schema=work.main.schema,
+        source_rules=(),
+        progress=FULL_INPUT,
+        never_null=(),
+        pruned_rows=0,
+        task_memory=DASK_FACTOR * work.largest_bytes,
+        can_use_tree_engine=False,
+        dask=work,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.common.step_code import StepCode
 from pipeline.common.units import parse_seconds
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.models.model import ModelVersion, joint_digest
+from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.spec.model_ref import Device, Engine, OutputKind
 from pipeline.spec.parts import MapStep, RetryCall
@@ -225,7 +226,7 @@ class KeyedRecipe:
 
 AnyScore = ScoreRecipe | EnsembleRecipe | StackRecipe | KeyedRecipe
 """Recipe of a ``score`` step."""
-StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | AnyScore
+StepRecipe = MapRecipe | FilterRecipe | SelectRecipe | CheckRecipe | AnyScore | DaskRecipe
 
 
 SEVERAL = (EnsembleRecipe, StackRecipe, KeyedRecipe)

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from pipeline.models.record import model_from_record, model_identity, model_to_record
+from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.recipe import (
     SEVERAL,
     CheckRecipe,
@@ -41,6 +42,8 @@ _POLICIES = ("on_error", "timeout", "row_timeout", "concurrency", "rows_per_call
 
 def step_to_record(step: StepRecipe) -> dict[str, Any]:
     """Return a resolved step as JSON: the fields of its recipe, and its kind."""
+    if isinstance(step, DaskRecipe):
+        return {"step": "dask", **step.to_record()}
     kind = next(kind for kind, recipe in _KINDS.items() if isinstance(step, recipe))
     record = {"step": kind, **asdict(step)}
     if isinstance(step, MapRecipe):  # without policies as before there were some
@@ -54,6 +57,8 @@ def step_to_record(step: StepRecipe) -> dict[str, Any]:
 
 def step_identity(step: StepRecipe) -> dict[str, Any]:
     """Return what a digest of the work holds of a step: of its model the content, not the place."""
+    if isinstance(step, DaskRecipe):
+        return step.identity
     record = step_to_record(step)
     if isinstance(step, ScoreRecipe):
         record["model"] = model_identity(step.model)
@@ -67,6 +72,8 @@ def step_from_record(record: Mapping[str, Any]) -> StepRecipe:
 
     :raises KeyError: for an unknown kind.
     """
+    if record["step"] == "dask":
+        return DaskRecipe.from_record(record)
     kind = _KINDS[record["step"]]
     # Fields that came later have defaults.
     values = {field.name: _as_tuple(record[field.name]) for field in fields(kind) if field.name in record}

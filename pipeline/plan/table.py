@@ -16,6 +16,7 @@ from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.step_code import StepCode
 from pipeline.errors import PipelineError, StateCorrupt
 from pipeline.models.record import model_from_record, model_to_record
+from pipeline.plan.dask_recipe import DaskWork
 from pipeline.plan.incremental import IncrementalState
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.plan.plan import ChildPlan, Partition, Plan
@@ -102,6 +103,9 @@ def plan_from_table(table: pa.Table) -> Plan:
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {record['schema_version']}")
         files, partitions = _files(table), _partitions(table)
+        dask = DaskWork.from_record(record["dask"]) if "dask" in record else None
+        if dask is not None:
+            partitions = tuple(Partition(name, ()) for name in dask.partition_ids)
         return Plan(
             spec=JobSpec.model_validate_json(json.dumps(record["spec"])),
             model=model_from_record(record["model"]),
@@ -125,6 +129,7 @@ def plan_from_table(table: pa.Table) -> Plan:
             model_bytes=record.get("model_bytes", 0),
             chain=tuple(step_from_record(step) for step in record.get("chain", ())),
             stages=tuple(PlannedStage.from_record(stage) for stage in record.get("stages", ())),
+            dask=dask,
             role=StageRole.from_record(record["role"]) if "role" in record else None,
             **{name: _as_tuple(record[name]) for name in _PLAIN},
         )
@@ -162,6 +167,7 @@ def _record(plan: Plan) -> dict[str, Any]:
         **({"chain": [step_to_record(step) for step in plan.chain]} if plan.chain else {}),
         **({"stages": [stage.to_record() for stage in plan.stages]} if plan.stages else {}),
         **({"role": plan.role.to_record()} if plan.role else {}),
+        **({"dask": plan.dask.to_record()} if plan.dask else {}),
         **{name: getattr(plan, name) for name in _PLAIN},
     }
 

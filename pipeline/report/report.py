@@ -336,7 +336,7 @@ class Report:
         return self.text()
 
     def __repr__(self) -> str:
-        return f"<Report {self.job}: {self.status}, {reconciliation(self.rows)}>"
+        return f"<Report {self.job}: {self.status}, {self.rows.equation()}>"
 
     def _repr_html_(self) -> str:
         fields = [*_fields(self).items(), *(("warning", text) for text in self.warnings)]
@@ -355,12 +355,6 @@ def _tone(status: Status) -> Tone:
 def _round_summary(record: Mapping[str, Any]) -> RoundSummary:
     changes, rows = tuple(record["changes"]), RowCounts.from_dict(record["rows"])
     return RoundSummary(**{**record, "changes": changes, "rows": rows})
-
-
-def reconciliation(rows: RowCounts) -> str:
-    """Return ``1,000 in = 990 out + 10 rejected + 0 filtered``, with ≠ if the counts do not add up."""
-    sign = "=" if rows.is_reconciled else "≠"
-    return f"{rows.input:,} in {sign} {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
 
 
 def summary_text(report: Report) -> str:
@@ -386,7 +380,7 @@ def _fields(report: Report) -> dict[str, str]:
         "expected": report.error.expected if report.error else "",
         "culprit": report.culprit,
         "reason": "" if report.error or report.status.is_active else report.reason,
-        "rows": reconciliation(report.rows),
+        "rows": report.rows.equation(),
         "input": report.input,
         "done": _done(report),
         "rejects": _reasons(report.reasons),

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.checksum import checksum_file, short
 from pipeline.common.code_search import find_code
+from pipeline.common.content import Content, content_of
 from pipeline.common.html import html_table
 from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import listed
@@ -118,6 +119,10 @@ def _outcome(check: Check) -> str:
     return "ok" if check.ok else "FAILED"
 
 
+_CONTENTS = 8
+"""Files of a stage with a ``dask`` step whose content is compared."""
+
+
 class _Wrong(Exception):
     """A check failed; the text is its detail."""
 
@@ -148,7 +153,9 @@ def _checks(facts: _Facts, *, sample: int, seed: int | None) -> dict[str, Callab
         "rejects": facts.reject_files,
         "manifest": facts.manifest_agrees,
         "output": facts.output_holds,
-        "sample": lambda: _sample(facts.job, facts.ledger, rows=sample, seed=seed),
+        "sample": (
+            facts.contents_agree if facts.is_dask else lambda: _sample(facts.job, facts.ledger, rows=sample, seed=seed)
+        ),
     }
 
 
@@ -230,6 +237,11 @@ class _Facts:
     def done(self) -> Collection[Receipt]:
         return self.ledger.done
 
+    @property
+    def is_dask(self) -> bool:
+        """True for a stage with a ``dask`` step, whose partitions have no rows of the input of their own."""
+        return self.ledger.base.plan.dask is not None
+
     @cached_property
     def manifest(self) -> Manifest | None:
         return self.job.manifests.last()
@@ -248,6 +260,9 @@ class _Facts:
         _expect_none("with a receipt for other rows", others)
         models = {round_.number: round_.plan.model_digest for round_ in self.ledger.rounds}
         _expect_none("scored by another model", [r.partition for r in self.done if r.model != models[r.round]])
+        if self.is_dask:
+            _expect_none("not made by the step", [receipt.partition for receipt in self.done if not receipt.made])
+            return f"{plural(len(planned), 'partition')}, each made once"
         self._check_ranges()
         retried, quarantined = self._check_retried(), len(self.ledger.quarantined_files)
         return (
@@ -288,7 +303,7 @@ class _Facts:
 
     def rows_reconciled(self) -> str:
         """Check in = out + rejected + filtered per receipt, per range of a file, and in total."""
-        for receipt in self.done:
+        for receipt in self.done if not self.is_dask else ():
             parts = RowCounts.total(part.rows for part in receipt.files)
             if parts != receipt.rows or not all(part.rows.is_reconciled for part in receipt.files):
                 raise _Wrong(f"partition {receipt.partition}: {receipt.rows.to_dict()}, its files {parts.to_dict()}")
@@ -297,7 +312,19 @@ class _Facts:
         rows, planned = self.ledger.rows, self.ledger.planned_rows
         if rows.input != planned or not rows.is_reconciled:
             raise _Wrong(f"{rows.to_dict()}, and the input files have {planned:,} rows")
-        return f"{rows.input:,} in = {rows.output:,} out + {rows.rejected:,} rejected + {rows.filtered:,} filtered"
+        return rows.equation()
+
+    def contents_agree(self) -> str:
+        """Check that files of a ``dask`` step hold the rows whose content their receipts name."""
+        checked = [receipt for receipt in self.done if receipt.data is not None and receipt.content][:_CONTENTS]
+        for receipt in checked:
+            assert receipt.data is not None
+            with self.job.store.open_input(layout.round_file(receipt.round, receipt.data.name)) as file:
+                found = content_of(pq.read_table(file))
+            expected = Content.from_dict(receipt.content)
+            if not found.agrees(expected):
+                raise _Wrong(f"partition {receipt.partition} has {found.difference(expected)}")
+        return f"the content of {plural(len(checked), 'file')} is that of the receipts"
 
     def input_footers(self) -> str:
         """Check that the footers of unchanged input files have the planned number of rows."""

@@ -12,7 +12,7 @@ from pipeline.common.step_modules import StepModules
 from pipeline.models.cache import get_predictor
 from pipeline.models.model import ModelVersion
 from pipeline.models.outputs import output_type
-from pipeline.plan.chain import ChainFrames
+from pipeline.plan.chain import ChainFrames, PlanDask
 from pipeline.plan.recipe import MapRecipe
 from pipeline.scoring.frame_schemas import never_null_columns
 from pipeline.scoring.outputs import prediction_schema, score_columns
@@ -20,8 +20,9 @@ from pipeline.scoring.step_frames import check_source_columns
 from pipeline.scoring.step_plan import plan_step
 from pipeline.scoring.steps import Step, import_steps
 from pipeline.sources.filters.parse import parse_filter
+from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import AnyStep
-from pipeline.spec.parts import CheckpointStep, FilterStep, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, Score, ScoreStep, SelectStep
 
 
 def plan_chain_frames(
@@ -32,6 +33,8 @@ def plan_chain_frames(
     never_null: Collection[str],
     import_paths: Sequence[str],
     code: FoundCode,
+    ends: Collection[int] = (),
+    plan_dask: PlanDask | None = None,
 ) -> ChainFrames:
     """Find the columns after each ``map`` step by running all steps up to the last of them on a sample.
 
@@ -40,6 +43,8 @@ def plan_chain_frames(
     :param sample: some rows of the source; may be empty.
     :param models: model version of each model reference, loaded in this process.
     :param never_null: columns of the source without nulls.
+    :param ends: numbers of the first steps of later stages.
+    :param plan_dask: plans ``dask`` steps; needed if there are any.
     :raises StepFailed: when a step cannot be loaded, breaks its contract, is not row-wise, or works on no row.
     """
     maps = [step for step in steps if isinstance(step, MapStep)]
@@ -49,7 +54,17 @@ def plan_chain_frames(
     modules = StepModules(code.steps, import_paths=import_paths, sources=code.sources)
     with modules.in_use():
         loaded = import_steps(list(map(MapRecipe.of, maps)), modules)
-        found = list(_map_schemas(steps, sample, iter(loaded), iter(models), frozenset(never_null)))
+        found = list(
+            _map_schemas(
+                steps,
+                sample,
+                maps=iter(loaded),
+                models=iter(models),
+                known=frozenset(never_null),
+                ends=ends,
+                plan_dask=plan_dask,
+            )
+        )
     return ChainFrames(
         tuple(one for one in found if isinstance(one, pa.Schema)),
         tuple(one for one in found if not isinstance(one, pa.Schema)),
@@ -63,20 +78,28 @@ class _MissingColumnError(Exception):
 def _map_schemas(
     steps: Sequence[AnyStep],
     table: pa.Table,
+    *,
     maps: Iterator[Step],
     models: Iterator[ModelVersion],
     known: frozenset[str],
+    ends: Collection[int],
+    plan_dask: PlanDask | None,
 ) -> Iterator[pa.Schema | frozenset[str]]:
     """Yield the schema after each ``map`` step, and the columns without nulls at each checkpoint."""
     last = max(number for number, step in enumerate(steps) if isinstance(step, MapStep))
-    for step in steps[: last + 1]:
+    for number, step in enumerate(steps[: last + 1]):
+        if number in ends:
+            yield known
         if isinstance(step, MapStep):
             schema, table = plan_step(next(maps), table, known)
             known = never_null_columns(schema)
             yield schema
             continue
         if isinstance(step, CheckpointStep):
-            yield known
+            continue
+        if isinstance(step, DaskStep):
+            assert plan_dask is not None
+            table, known = empty_table(plan_dask(step, table.schema).schema), frozenset()
             continue
         try:
             table, known = _apply(step, table, models, known)

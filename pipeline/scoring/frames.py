@@ -23,7 +23,7 @@ from pipeline.scoring.pandas_frame import default_frame
 from pipeline.scoring.partition import RowCounter, Versions, read_partition
 from pipeline.scoring.predictors import open_predictors
 from pipeline.scoring.scorer import Scorer
-from pipeline.sources import read_ahead
+from pipeline.sources import SourceBatch, parse_filter, read_ahead
 from pipeline.sources.types import empty_table
 from pipeline.spec.parts import Output
 from pipeline.storage.urls import own_storage_options, use_storage_options
@@ -33,12 +33,26 @@ FRAME_BATCH_ROWS = 1 << 16
 _NEXT_STEP = "leave the column out of score.keep, or run the job: its output holds every value"
 
 
-@own_storage_options()
 def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions | None = None) -> pd.DataFrame:
     """Score ``partition`` to a frame, without files. Rejected rows are left out.
 
     :returns: columns of the output schema; ``frame.attrs["rows"]`` holds the row counts, ``frame.attrs["reasons"]`` the
         rejects by reason.
+    """
+    table, counter = score_to_table(recipe, partition, versions)
+    frame = default_frame(table, next_step=_NEXT_STEP)
+    frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).to_dict()
+    frame.attrs["reasons"] = dict(counter.reasons)
+    return frame
+
+
+@own_storage_options()
+def score_to_table(
+    recipe: StageRecipe, partition: Partition, versions: Versions | None = None
+) -> tuple[pa.Table, RowCounter]:
+    """Score ``partition`` to a table, without files. Rejected rows are left out.
+
+    :returns: the output, and the counts of its rows.
     """
     use_storage_options(recipe.storage)
     scorer = Scorer(recipe, open_predictors(recipe, get_evaluator).predictors)
@@ -48,10 +62,29 @@ def score_to_frame(recipe: StageRecipe, partition: Partition, versions: Versions
         scored = scorer.score_batch(batch, paths=counter.paths)
         counter.add(scored)
         tables.append(scored.table)
-    frame = default_frame(pa.concat_tables(tables), next_step=_NEXT_STEP)
-    frame.attrs["rows"] = RowCounts.total(file.rows for file in counter.file_counts()).to_dict()
-    frame.attrs["reasons"] = dict(counter.reasons)
-    return frame
+    return pa.concat_tables(tables), counter
+
+
+def score_table(recipe: StageRecipe, table: pa.Table) -> pa.Table:
+    """Return the output for rows that are in memory. Rejected and filtered rows are left out.
+
+    :param table: rows with the columns of the recipe's source.
+    """
+    if recipe.filter is not None:
+        table = table.filter(parse_filter(recipe.filter).mask(table))
+    scorer = Scorer(recipe, open_predictors(recipe, get_evaluator).predictors)
+    tables = [empty_table(pa.ipc.read_schema(pa.py_buffer(recipe.output_schema)))]
+    for start in range(0, table.num_rows, FRAME_BATCH_ROWS):
+        rows = table.slice(start, FRAME_BATCH_ROWS)
+        numbers = np.arange(start, start + rows.num_rows, dtype=np.int64)
+        batch = SourceBatch(rows, np.zeros(rows.num_rows, np.int32), numbers, np.zeros(1, np.int64))
+        tables.append(scorer.score_batch(batch, paths=("",)).table)
+    return pa.concat_tables(tables)
+
+
+def default_rows(table: pa.Table) -> pd.DataFrame:
+    """Return a table of output as `score_to_frame` does."""
+    return default_frame(table, next_step=_NEXT_STEP)
 
 
 def scored_meta(recipe: StageRecipe) -> pd.DataFrame:

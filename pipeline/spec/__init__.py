@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.spec.parts import (
         CheckpointStep,
         ColumnContract,
+        DaskInput,
+        DaskStep,
         Errors,
         FanOut,
         FilterStep,
@@ -35,6 +37,8 @@ __all__ = [
     "ArrivalTrigger",
     "CheckpointStep",
     "ColumnContract",
+    "DaskInput",
+    "DaskStep",
     "Errors",
     "FanOut",
     "FilterStep",
@@ -66,8 +70,8 @@ __getattr__, __dir__ = lazy_face(
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",
         "parts": (
-            "CheckpointStep ColumnContract Errors FanOut FilterStep Hook Incremental MapStep Output ReportOptions "
-            "RunOptions Score ScoreStep SelectStep Sink Source"
+            "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep Output "
+            "ReportOptions RunOptions Score ScoreStep SelectStep Sink Source"
         ),
         "triggers": "ArrivalTrigger Trigger",
     },

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import date
+from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -163,6 +164,12 @@ def check_timeout(value: float | int | str) -> float | int | str:
     return value
 
 
+def _check_argument(name: str) -> str:
+    if not name.isidentifier() or iskeyword(name):
+        raise spec_error(f"is not the name of a parameter: {name!r}", expected="a name of the function's parameter")
+    return name
+
+
 def _check_error_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         raise spec_error("is not the name of an exception", expected="a class, such as ValueError or package.Error")
@@ -243,6 +250,7 @@ PathText = Annotated[
     str, BeforeValidator(_path_text), AfterValidator(_check_path), Field(json_schema_extra={"minLength": 1})
 ]
 Name = Annotated[str, Field(min_length=1)]
+ArgumentName = Annotated[str, AfterValidator(_check_argument)]
 ErrorName = Annotated[str, AfterValidator(_check_error_name)]
 Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_check_unique)]
 SomeNames = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)]

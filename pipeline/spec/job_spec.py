@@ -41,6 +41,7 @@ from pipeline.spec.parameters import OWN_SECTIONS, PARAM_PATTERN, GivenValues, e
 from pipeline.spec.parts import (
     CheckpointStep,
     ColumnContract,
+    DaskStep,
     Errors,
     FanOut,
     FilterStep,
@@ -61,6 +62,7 @@ __all__ = [
     "ArrivalTrigger",
     "CheckpointStep",
     "ColumnContract",
+    "DaskStep",
     "Errors",
     "FilterStep",
     "JobSpec",
@@ -75,13 +77,14 @@ __all__ = [
     "json_schema",
 ]
 
-AnyStep = MapStep | FilterStep | SelectStep | ScoreStep | CheckpointStep
+AnyStep = MapStep | FilterStep | SelectStep | ScoreStep | CheckpointStep | DaskStep
 _STEPS: dict[str, type[SpecModel]] = {
     "map": MapStep,
     "filter": FilterStep,
     "select": SelectStep,
     "score": ScoreStep,
     "checkpoint": CheckpointStep,
+    "dask": DaskStep,
 }
 STEP_KINDS = tuple(_STEPS)
 NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report", "gate"}
@@ -171,6 +174,12 @@ def _check_checkpoints(steps: tuple[AnyStep, ...]) -> None:
                 expected="a step behind it",
                 next_step=f"remove steps.{number}: the output is kept as a checkpoint anyway",
             )
+        if isinstance(steps[number + 1], DaskStep):
+            raise spec_error(
+                "has a checkpoint before a dask step",
+                expected="no checkpoint there: the rows before a dask step are kept anyway",
+                next_step=f"remove steps.{number}; partition_bytes of the dask step says how its input is cut",
+            )
         if isinstance(steps[number - 1], CheckpointStep):
             raise spec_error(
                 "has two checkpoints in a row", expected="a step between them", next_step=f"remove steps.{number}"
@@ -182,7 +191,8 @@ Step = Annotated[
     | Annotated[FilterStep, Tag("filter step")]
     | Annotated[SelectStep, Tag("select step")]
     | Annotated[ScoreStep, Tag("score step")]
-    | Annotated[CheckpointStep, Tag("checkpoint step")],
+    | Annotated[CheckpointStep, Tag("checkpoint step")]
+    | Annotated[DaskStep, Tag("dask step")],
     Discriminator(_step_tag, custom_error_type=_KIND, custom_error_message="unknown step"),
 ]
 
@@ -194,8 +204,8 @@ class JobSpec(SpecModel):
     """Lower-case letters, digits, ``._-``; at most 64."""
     source: Source
     steps: Annotated[tuple[Step, ...], Field(strict=False), AfterValidator(_check_order)]
-    """``map``, ``filter``, ``select`` and ``score``, in any number and order, with ``checkpoint`` between stages. A job
-    without ``score`` only prepares data."""
+    """``map``, ``filter``, ``select``, ``score`` and ``dask``, in any number and order, with ``checkpoint`` between
+    stages. A job without ``score`` only prepares data."""
     sink: Sink
     errors: Errors = Errors()
     contract: dict[Name, ColumnContract] = Field(default_factory=dict)
@@ -326,7 +336,18 @@ class JobSpec(SpecModel):
     @property
     def has_stages(self) -> bool:
         """True if a step ends a stage: the job then runs as several, each with partitions of its own."""
-        return any(isinstance(step, CheckpointStep) for step in self.steps)
+        return any(isinstance(step, (CheckpointStep, DaskStep)) for step in self.steps)
+
+    @property
+    def has_dask(self) -> bool:
+        """True if a step is a ``dask`` step."""
+        return any(isinstance(step, DaskStep) for step in self.steps)
+
+    @property
+    def entrypoints(self) -> tuple[str, ...]:
+        """Functions of the ``map`` and ``dask`` steps, in order."""
+        names = (getattr(step, "map", None) or getattr(step, "dask", None) for step in self.steps)
+        return tuple(name for name in names if name is not None)
 
     @property
     def digest(self) -> str:

@@ -21,6 +21,7 @@ from pipeline.spec.parameters import (
     given_in_python,
     render_spec,
 )
+from pipeline.spec.parts import DaskStep
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
 from pipeline.storage.urls import expand_user, is_local_path, local_path
 
@@ -93,6 +94,12 @@ def absolute(spec: JobSpec) -> JobSpec:
         record["source"]["base"] = absolute_path(spec.source.base)
     record["sink"]["path"] = absolute_path(spec.sink.path)
     for step in record["steps"]:
+        if "dask" in step:
+            for table in step.get("inputs", {}).values():
+                paths = table["path"]
+                table["path"] = absolute_path(paths) if isinstance(paths, str) else [*map(absolute_path, paths)]
+                if "base" in table:
+                    table["base"] = absolute_path(table["base"])
         if "score" in step:
             step["score"] |= _absolute_models(step["score"])
     return JobSpec.model_validate(record)
@@ -122,7 +129,17 @@ def _absolute_model(text: str) -> str:
 
 def source_paths(spec: JobSpec) -> tuple[str, ...]:
     """Return the paths of the source as a tuple."""
-    return (spec.source.path,) if isinstance(spec.source.path, str) else tuple(spec.source.path)
+    return _paths(spec.source.path)
+
+
+def input_paths(spec: JobSpec) -> tuple[str, ...]:
+    """Return the paths of the source, and of the tables of ``dask`` steps."""
+    tables = [table for step in spec.steps if isinstance(step, DaskStep) for table in step.inputs.values()]
+    return (*source_paths(spec), *(path for table in tables for path in _paths(table.path)))
+
+
+def _paths(path: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (path,) if isinstance(path, str) else tuple(path)
 
 
 def absolute_path(path: str) -> str:

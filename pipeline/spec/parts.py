@@ -13,6 +13,7 @@ from pipeline.common.units import parse_bytes
 from pipeline.spec.fields import (
     COMBINATIONS,
     AnyPath,
+    ArgumentName,
     Categories,
     Combine,
     DateText,
@@ -166,6 +167,49 @@ class CheckpointStep(SpecModel):
         """Most bytes of a partition of the next stage; None: the default."""
         size = self.checkpoint.partition_bytes if isinstance(self.checkpoint, Checkpoint) else None
         return None if size is None else parse_bytes(size)
+
+
+class DaskInput(SpecModel):
+    """A table that a ``dask`` step reads beside its rows."""
+
+    path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
+    """Files, directory, glob or URL, as in ``source.path``. Its files are pinned when the job is planned."""
+    format: str = "parquet"
+    """Name of the `pipeline.sources` adapter."""
+    columns: SomeNames | None = None
+    """Columns to read. Default: all."""
+    filter: Name | None = None
+    """Condition for the rows to read, in the language of ``source.filter``."""
+    base: PathText | None = None
+    """Folder below which ``key=value`` folders are hive keys."""
+
+    @property
+    def source(self) -> Source:
+        """The table as a source."""
+        return Source(path=self.path, format=self.format, columns=self.columns, filter=self.filter, base=self.base)
+
+
+class DaskStep(SpecModel):
+    """Step whose rows depend on other rows: a join, a groupby, a shuffle. It is a stage of its own."""
+
+    dask: Entrypoint
+    """``module:function``, Dask DataFrame -> Dask DataFrame. It must be lazy: it describes the result, and computes
+    nothing. Columns have Arrow's types. The result has no index: end with ``reset_index()``."""
+    inputs: dict[ArgumentName, DaskInput] = Field(default_factory=dict)
+    """Further tables by the name of the function's parameter that gets one."""
+    partition_bytes: Annotated[int | str, AfterValidator(check_size)] | None = None
+    """Most uncompressed bytes of a partition of its tables, as ``64 MiB`` or a number. Smaller partitions need less
+    memory and more messages. Default: 256 MiB."""
+    shuffle: Literal["p2p", "tasks"] = "p2p"
+    """Method of Dask's shuffles: between workers, or with tasks, which hold all rows in memory."""
+    origin: bool = False
+    """True: the frame has the columns ``_file`` and ``_row``, the origin of each row. If the result still has both,
+    they are the origin of rows that later steps reject, and no columns of the output."""
+
+    @property
+    def target_bytes(self) -> int | None:
+        """``partition_bytes`` as a number of bytes."""
+        return None if self.partition_bytes is None else parse_bytes(self.partition_bytes)
 
 
 class Output(SpecModel):

@@ -139,6 +139,8 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "SelectStep",
         "CheckpointStep",
         "Checkpoint",
+        "DaskStep",
+        "DaskInput",
         "ScoreStep",
         "Score",
         "Output",
@@ -170,6 +172,8 @@ steps:
   - select: [churn]
   - checkpoint: {}
   - map: features:last
+  - dask: joins:history
+    inputs: {customers: {path: lake/customers/}}
 sink: {path: out/}
 errors: {}
 contract: {age: {}}
@@ -190,6 +194,8 @@ triggers:
         "SelectStep": "steps.3.",
         "CheckpointStep": "steps.4.",
         "Checkpoint": "steps.4.checkpoint.",
+        "DaskStep": "steps.6.",
+        "DaskInput": "steps.6.inputs.customers.",
         "ScoreStep": "steps.1.",
         "Score": "steps.1.score.",
         "Output": "steps.1.score.output.",

@@ -63,3 +63,26 @@ def returns_nothing_on_a_worker(frame: pd.DataFrame) -> pd.DataFrame | None:
 def keep_the_first_file(frame: pd.DataFrame) -> pd.DataFrame:
     """A step that leaves rows of small ids only: nearly all partitions end up empty."""
     return frame[frame["id"] < 3000]
+
+
+def double_price(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column that a step makes of what a join has passed on."""
+    return frame.assign(twice=frame["price"] * 2)
+
+
+def refuse_order_13(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that raises on one row."""
+    if (frame["order"] == 13).any():
+        raise ValueError("unlucky row")
+    return frame
+
+
+def joined(df, customers):
+    """A join, as a dask step."""
+    return df.merge(customers, on="customer")
+
+
+def spent(df, customers):
+    """A join and a groupby, as a dask step."""
+    sums = joined(df, customers).groupby("country").agg({"price": "sum", "order": "count"}).reset_index()
+    return sums.rename(columns={"order": "orders"})

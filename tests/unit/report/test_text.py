@@ -26,7 +26,7 @@ from pipeline.report.figures import (
     StragglerCounts,
 )
 from pipeline.report.rejects import RejectSummary, rejects_text
-from pipeline.report.report import ChildReport, Report, reconciliation, summary_text
+from pipeline.report.report import ChildReport, Report, summary_text
 from pipeline.report.verify import Check, Verification, verification_text
 from pipeline.testing.jobs import small_job
 from pipeline.testing.reports import sample_report
@@ -78,7 +78,7 @@ class TestSummaryText:
         assert "  done       4 of 16 partitions\n" in text
 
     def test_marks_rows_that_do_not_add_up(self) -> None:
-        assert "≠" in reconciliation(RowCounts(10, 8, 1, 0))
+        assert "≠" in RowCounts(10, 8, 1, 0).equation()
 
     def test_of_an_empty_job_leaves_out_what_it_has_not(self) -> None:
         report = sample_report(
