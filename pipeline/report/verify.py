@@ -16,7 +16,6 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,7 +40,7 @@ from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import StageRecipe
 from pipeline.plan.stages import steps_title
 from pipeline.report.chain_check import BrokenChain, check_chain, is_removed
-from pipeline.scoring.arrow import first_difference, one_array
+from pipeline.report.same_values import differing_columns, noise_of
 from pipeline.scoring.isolation import SLOW_REASON, IsolatedScorer, for_steps
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.predictors import library_predictors
@@ -542,10 +541,13 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
         if not (chosen.receipt.before or _is_unchanged(file)):
             result.skipped += 1
             continue
-        again = _score_again(job.recipe_of(ledger.round(round)), file, chosen)
+        recipe = job.recipe_of(ledger.round(round))
+        again = _score_again(recipe, file, chosen)
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
         written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
-        wrong = _differing(again, written, outputs=job.plan.outputs, tolerance=job.plan.tolerance)
+        wrong = differing_columns(
+            again, written, outputs=job.plan.outputs, tolerance=job.plan.tolerance, noise=noise_of(recipe)
+        )
         if wrong:
             result.wrong.append(f"{file.path} rows {chosen.start:,}-{chosen.stop:,}: {', '.join(wrong)}")
         result.rows_in += chosen.stop - chosen.start
@@ -611,40 +613,3 @@ def _written(job: JobDirectory, receipt: Receipt, *, start: int, rows: int) -> p
                 groups.append(number)
             seen += count
         return file.read_row_groups(groups).slice(start - first, rows)
-
-
-def _differing(one: pa.Table, other: pa.Table, *, outputs: Sequence[str] = (), tolerance: float = 0.0) -> list[str]:
-    """Return the columns in which two tables differ. NaN equals NaN.
-
-    :param outputs: columns with scores; these may differ by the effect of ``tolerance`` on their margins.
-    """
-    if one.num_rows != other.num_rows:
-        return [f"{one.num_rows:,} rows instead of {other.num_rows:,}"]
-    if one.column_names != other.column_names:
-        return [f"columns {one.column_names} instead of {other.column_names}"]
-    differing = [name for name in one.column_names if not same_values(one.column(name), other.column(name))]
-    return [name for name in differing if name not in outputs or not _near(one[name], other[name], tolerance)]
-
-
-def _near(one: pa.ChunkedArray, other: pa.ChunkedArray, tolerance: float) -> bool:
-    """True if scores differ by no more than ``tolerance`` of their margins explains.
-
-    Sigmoid and softmax reduce differences; exp turns them into a factor.
-    """
-    if not tolerance or one.type != other.type or not pa.types.is_floating(one.type):
-        return False
-    return np.allclose(one.to_numpy(), other.to_numpy(), rtol=math.expm1(tolerance), atol=tolerance, equal_nan=True)
-
-
-def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """True if two columns have the same type and bit-equal values, with NaN and nulls in the same places."""
-    if one.type != other.type:
-        return False
-    if pa.types.is_floating(one.type):
-        # In Arrow, NaN is unequal to itself, and 0.0 equals -0.0.
-        bits = [np.asarray(column.drop_null().to_numpy()).tobytes() for column in (one, other)]
-        return bits[0] == bits[1] and bool(one.is_null().equals(other.is_null()))
-    if one.equals(other):
-        return True
-    # For containers with NaN, and for dictionaries that number the same values differently.
-    return len(one) == len(other) and first_difference(one_array(one), one_array(other)) is None

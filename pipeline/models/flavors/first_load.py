@@ -25,6 +25,7 @@ from pipeline.models.flavors.child import ask_child
 from pipeline.models.flavors.library import LibraryPredictor, digest_of
 from pipeline.models.flavors.limits import Limits
 from pipeline.models.flavors.measure import KINDS, measure, measure_code, sample_table
+from pipeline.models.flavors.network import cut_network
 from pipeline.models.model import ModelData, ModelFile, ModelFolder, ModelVersion, OutputType, Promise
 from pipeline.models.record import model_from_record, model_to_record
 from pipeline.spec.model_ref import OutputKind
@@ -137,6 +138,8 @@ def _answer(header: Mapping[str, Any], data: ModelData) -> dict[str, Any]:
 
     flavor = find_flavor(header["flavor"])
     assert flavor.describe is not None
+    if not flavor.is_own_code:
+        cut_network()
     for library in flavor.libraries:
         with suppress(ImportError):
             # Import first, so that the limits are those of the model alone.

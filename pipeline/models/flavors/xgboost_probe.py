@@ -25,6 +25,7 @@ from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import ModelError, PipelineError
 from pipeline.models.flavors.child import ask_child, how_it_ended
 from pipeline.models.flavors.limits import Limits
+from pipeline.models.flavors.network import cut_network
 from pipeline.models.flavors.xgboost_file import Document, read_categories, saved_version, tree_problem
 
 UNNEEDED = ("sklearn",)
@@ -111,6 +112,7 @@ def _send_answer(ask: Callable[[Any], Any], question: object, sender: Connection
     allow_partial_imports()
     # A damaged file must not reach a GPU.
     os.environ[VISIBLE] = ""
+    cut_network()
     with suppress(ImportError):
         # Import first, so that the limits are those of the model alone.
         import_library("xgboost", without=UNNEEDED)
@@ -127,6 +129,7 @@ def main() -> None:
     allow_partial_imports()
     # A damaged file must not reach a GPU.
     os.environ[VISIBLE] = ""
+    cut_network()
     with suppress(ImportError):
         # Import first, so that the limits are those of the model alone.
         import_library("xgboost", without=UNNEEDED)

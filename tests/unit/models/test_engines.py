@@ -39,7 +39,7 @@ from pipeline.plan.describe import plan_summary
 from pipeline.plan.plan import Limits
 from pipeline.plan.recipe import ScoreRecipe
 from pipeline.report.build import make_report
-from pipeline.report.verify import _near
+from pipeline.report.same_values import _near
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.job_spec import JobSpec, json_schema
 from pipeline.spec.model_ref import ModelRef, OutputKind

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,10 +19,12 @@ from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.receipts import Receipt
 from pipeline.jobs.rounds import RoundReason, make_record
 from pipeline.jobs.status import Status
+from pipeline.models.model import Promise
 from pipeline.models.registry import resolve
 from pipeline.plan.plan import Limits
 from pipeline.plan.planner import make_plan
-from pipeline.report.verify import Verification, same_values, verify
+from pipeline.report.same_values import noise_of, same_values, within_noise
+from pipeline.report.verify import Verification, verify
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.scoring.partition import score_partition
 from pipeline.sinks import publish
@@ -266,3 +270,31 @@ def test_row_retried_twice_is_found(tmp_path: Path, lake: Lake, model_path: Path
     twice = replace(part, row_stop=part.row_stop + 1)
     job.store.replace(f"rounds/2/receipts/{place}", replace(receipt, files=(twice, *receipt.files[1:])).to_json_bytes())
     assert "partitions" in failed(verify(job, sample=0))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "noise", "expected"),
+    [
+        ([1.0, None], [1.0 + 1e-7, None], 1e-6, True),
+        ([1.0, None], [1.0 + 1e-5, None], 1e-6, False),
+        ([1.0, None], [1.0, 2.0], 1e-6, False),
+        ([1.0, 2.0], [1.0 + 1e-7, 2.0], 0.0, False),
+        ([1, 2], [1, 3], 5.0, False),
+        (["a"], ["b"], 1.0, False),
+        ([[1.0, 2.0], None], [[1.0, 2.0 + 1e-7], None], 1e-6, True),
+        ([[1.0, 2.0], None], [[1.0, 2.1], None], 1e-6, False),
+    ],
+)
+def test_within_noise(one: list, other: list, noise: float, expected: bool) -> None:
+    is_list = isinstance(one[0], list)
+    kind = pa.list_(pa.float64(), 2) if is_list else None
+    columns = [pa.chunked_array([pa.array(values, type=kind)]) for values in (one, other)]
+    assert within_noise(*columns, noise) is expected
+
+
+def test_noise_is_that_of_models_without_a_promise() -> None:
+    def score(output: str, *promise: Any) -> Any:
+        return SimpleNamespace(model=SimpleNamespace(promise=Promise(*promise) if promise else None), outputs=(output,))
+
+    scores = [score("a"), score("b", "fixed", 32, 1e-3), score("c", "code", 0, 1e-6), score("c", "code", 0, 1e-5)]
+    assert noise_of(SimpleNamespace(scores=scores)) == {"c": 1e-5}  # type: ignore[arg-type]

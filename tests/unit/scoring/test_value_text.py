@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.plan.recipe import ColumnRule
 from pipeline.report.rejects import export, summarise
-from pipeline.report.verify import same_values
+from pipeline.report.same_values import same_values
 from pipeline.scoring.arrow import LossyCastError, cast_exactly, first_difference
 from pipeline.scoring.contract import check
 from pipeline.scoring.value_text import python_value, value_text
