@@ -21,7 +21,7 @@ from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.fan_out import commit_fan_out
-from pipeline.jobs.stages import is_done, progress_of
+from pipeline.jobs.stages import is_done, output_rows, progress_of
 from pipeline.jobs.status import Status
 from pipeline.report.distributions import sketches_of
 from pipeline.report.gate import check_gate, read_gate
@@ -109,7 +109,7 @@ class FanOutDriver(JobRun):
         is_committed = any(child.manifests.numbers() for child in children)
         if self.job.plan.spec.gate is None or not self.job.record.publishes_children_together or is_committed:
             return
-        check_gate(self.job, sketches_of(self.job), rows=sum(child.ledger().rows.output for child in children))
+        check_gate(self.job, sketches_of(self.job), rows=sum(map(output_rows, children)))
 
     def commit(self, children: Sequence[JobDirectory]) -> Report:
         """Commit the published manifests of all children, and record the end of the fan-out."""

@@ -122,6 +122,14 @@ def progress_of(job: JobDirectory) -> Progress:
     return Progress(planned + sum(stage.partitions for stage in later), done, rows + own, pending + own)
 
 
+def output_rows(job: JobDirectory) -> int:
+    """Return the rows of the output of a job without children: of the last stage, if it has stages."""
+    if not job.record.stages:
+        return job.ledger().rows.output
+    last = stage_states(job)[-1].job
+    return last.ledger().rows.output if last is not None else 0
+
+
 def is_done(job: JobDirectory) -> bool:
     """Return True if no row of a job without children is left to do, in any stage."""
     if job.record.stages:

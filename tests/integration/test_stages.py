@@ -15,7 +15,7 @@ from pipeline.api.job import Job
 from pipeline.errors import SpecError, StepFailed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, list_jobs
-from pipeline.jobs.stages import stage_states
+from pipeline.jobs.stages import output_rows, stage_states
 from pipeline.models.flavors.xgboost_train import predict
 from pipeline.report.html.page import report_page
 from pipeline.report.rejects import rejects_frame, summarise
@@ -190,6 +190,7 @@ def test_children_of_a_fan_out_have_stages(
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     job = find_job(settings.directory, "@last")
     assert all(len(stages(child)) == 2 for child in job.children())
+    assert sum(map(output_rows, job.children())) == report.rows.output
     assert verify(job).ok, verify(job)
 
 
