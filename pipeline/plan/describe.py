@@ -338,9 +338,12 @@ def _stages_text(plan: Plan) -> str:
     if not plan.stages:
         return ""
     first, *later = plan.stages
-    texts = [f"{first.title} in {plural(first.partitions, 'partition')}"]
+    count = plural(first.partitions, "partition")
+    texts = [f"{first.title}, a dask step" if first.kind == "dask" else f"{first.title} in {count}"]
     texts += [
-        f"{stage.title} in about {plural(stage.partitions, 'partition')}, {format_bytes(stage.task_memory)} a task"
+        f"{stage.title}, a dask step, whose memory is not known before"
+        if stage.kind == "dask"
+        else f"{stage.title} in about {plural(stage.partitions, 'partition')}, {format_bytes(stage.task_memory)} a task"
         for stage in later
     ]
     return "; ".join(texts) + ", planned from the rows that the stage before has kept"

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ReconciliationFailed, StepFailed
+from pipeline.errors import InsufficientMemory, ReconciliationFailed, StepFailed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.jobs.rounds import RoundReason
@@ -206,6 +207,17 @@ def test_a_step_that_is_not_deterministic_runs_in_one_piece(tmp_path):
     assert job.events("differs")[0]["found"] == "other values in the same number of rows"
     rows = pq.read_table(tmp_path / "out").to_pandas().sort_values("order").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows.drop(columns="total"), job.expected.drop(columns="total"), check_dtype=False)
+
+
+def test_too_little_memory_starts_over_once_with_smaller_partitions(tmp_path):
+    job = Job(tmp_path, body="import numpy; numpy.ones(1 << 27)")  # 1 GiB
+    with pytest.raises(InsufficientMemory) as caught:
+        run(job.spec, settings=replace(job.settings, memory_limit="600 MiB"))
+    assert caught.value.where.startswith("joining:history")
+    assert "most frequent values of customer: 5 in 2," in caught.value.found
+    assert [round_.reason for round_ in job.stage().rounds.all()] == [RoundReason.PLAN, RoundReason.MEMORY]
+    sizes = [round_.plan.dask.largest_bytes for round_ in job.stage().rounds.all() if round_.plan.dask]
+    assert sizes[1] < sizes[0]
 
 
 def test_an_error_of_the_step_is_final(tmp_path):
