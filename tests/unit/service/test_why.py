@@ -63,7 +63,7 @@ def test_waiting_for_workers_and_who_holds_the_lease(job: JobDirectory) -> None:
         )
         shown = reasons(job)
     assert "it has waited for workers for " in shown
-    assert ": 2 workers, at most 90 s" in shown
+    assert ": 2 workers with 1 thread each, at most 90 s" in shown
     assert "driver 1 holds the lease: process " in shown
     assert "no driver runs: driver 1 has released the lease" in reasons(job)
 
