@@ -28,7 +28,7 @@ def client():
     """Two workers in this process: shuffles between them use messages as between processes."""
     with (
         dask.config.set({"dataframe.shuffle.method": "p2p"}),
-        Client(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as client,
+        Client(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as client,
     ):
         yield client
 
