@@ -65,10 +65,11 @@ class LiveJob:
         self.page.send(lambda: self._to_dict(running, Status.RUNNING))
 
     def finish(self) -> None:
-        """Send the figures of the end of the work on the cluster, and wait until they have arrived."""
+        """Send the figures of the end of the work on the cluster. A run that failed does not wait for the scheduler."""
         figures = self._figures
         is_done = figures is not None and figures.done >= figures.planned
-        self.page.send(lambda: self._to_dict((), Status.PUBLISHING if is_done else Status.INTERRUPTED), waits=True)
+        status = Status.PUBLISHING if is_done else Status.INTERRUPTED
+        self.page.send(lambda: self._to_dict((), status), waits=is_done)
 
     def _to_dict(self, running: Sequence[RunningPartition], status: Status) -> Mapping[str, Any]:
         if self._figures is None:

@@ -21,6 +21,8 @@ from pipeline.common import live_page, metrics
 logger = logging.getLogger(__name__)
 OPERATION = "pipeline_job_figures"
 """Name of the call with which drivers send figures to the scheduler."""
+SEND_SECONDS = 1.0
+"""Longest wait for the scheduler at the end of a job."""
 KEPT_JOBS = 50
 """Jobs whose last figures a scheduler keeps."""
 
@@ -121,7 +123,7 @@ class LivePage:
         :param waits: True: wait until the scheduler has them. Else they are sent in the background.
         """
         if waits:
-            self.guard(lambda: self._client.sync(self._send, figures(), callback_timeout=5))
+            self.guard(lambda: self._client.sync(self._send, figures(), callback_timeout=SEND_SECONDS))
         else:
             self.guard(lambda: self._client.loop.add_callback(self._send_quietly, figures()))
 
@@ -144,8 +146,11 @@ class LivePage:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        if self.is_on:
-            self.is_on = False
+        if not self.is_on:
+            return
+        self.is_on = False
+        # A scheduler that is gone is reported by whoever needs it.
+        if getattr(self._client, "status", "running") == "running":
             logger.warning(
                 "the dashboard has no page of this job (%s: %s); the job is not affected", type(error).__name__, error
             )

@@ -20,6 +20,7 @@ import yaml
 
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import identify, is_process
+from pipeline.jobs.refusals import FOLDER
 from pipeline.report.verify import verify
 from pipeline.service.queue import find_starts
 from pipeline.testing.examples import choose
@@ -304,11 +305,14 @@ def test_cancelled_job_publishes_nothing_until_resumed(
 
 def test_submit_refuses_like_run(place: Place) -> None:
     bad = ["--set", "source.path=nowhere/"]
+    # The message lists the folder, where the first of both would make it.
+    place.root.mkdir(parents=True)
     ran, submitted = (place.start(command, "job.yaml", *bad) for command in ("run", "submit"))
     said = [process.communicate(timeout=120) for process in (ran, submitted)]
     assert (ran.returncode, submitted.returncode) == (4, 4)
     assert said[0] == said[1]
-    assert not place.root.exists() or list(place.root.iterdir()) == []
+    # No job; only that it was refused.
+    assert [path.name for path in place.root.iterdir()] == [FOLDER]
 
 
 def test_watch_follows_and_ends_as_the_job_does(place: Place) -> None:

@@ -43,6 +43,8 @@ def test_plugin_serves_the_last_figures_of_each_job() -> None:
 @pytest.mark.parametrize("broken", ["register_plugin", "scheduler", "dashboard_link"])
 def test_a_change_inside_of_dask_costs_the_page_and_one_line(broken: str, caplog: pytest.LogCaptureFixture) -> None:
     class Client:
+        status = "running"
+
         def __getattr__(self, name: str) -> Any:
             if name == broken or name in ("sync", "loop"):
                 raise AttributeError(f"Dask has no {name} any more")
@@ -68,3 +70,10 @@ def test_figures_that_cannot_be_made_cost_the_page_only(caplog: pytest.LogCaptur
     page.send(broken)
     assert not page.is_on
     assert len(caplog.records) == 1
+
+
+def test_a_scheduler_that_is_gone_is_no_change_inside_of_dask(caplog: pytest.LogCaptureFixture) -> None:
+    page = LivePage(SimpleNamespace(status="closed"))
+    page.send(lambda: {"job": "j"})
+    assert not page.is_on
+    assert caplog.records == []
