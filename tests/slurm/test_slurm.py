@@ -119,10 +119,16 @@ def test_a_job_outlives_cancelled_workers_and_walltimes(
         for host, port in listening_sockets([*process_tree(job.process.pid), *pids]):
             assert ipaddress.ip_address(host).is_loopback or not speaks_plainly(host, port), f"{host}:{port}"
         ask(slurm, "scancel", first)
-        wait_until(lambda: running(slurm, but={first, second}), what="the cancelled job is replaced", seconds=180)
+        (third,) = wait_until(
+            lambda: running(slurm, but={first, second}), what="the cancelled job is replaced", seconds=180
+        )
+        ask(slurm, "scancel", third)
+        wait_until(
+            lambda: running(slurm, but={first, second, third}), what="so is one without a worker yet", seconds=180
+        )
         ask(slurm, "scontrol", "update", f"JobId={second}", "TimeLimit=1")
         wait_until(lambda: state(slurm, second) == "TIMEOUT", what="the walltime is enforced", seconds=300)
-        wait_until(lambda: len(running(slurm, but={first, second})) == 2, what="both are replaced", seconds=180)
+        wait_until(lambda: len(running(slurm, but={first, second, third})) == 2, what="all are replaced", seconds=180)
     wait_until(lambda: jobs(slurm) == {}, what="all jobs are released with the cluster", seconds=30)
     assert not (job.directory / "tls").exists()
     assert list((job.directory / "logs" / "workers").glob("*.out"))
@@ -151,5 +157,58 @@ def test_the_workers_of_a_killed_driver_leave_and_resume_finishes(
     )
     assert resumed.returncode == 0, resumed.stderr
     wait_until(lambda: jobs(slurm) == {}, what="all jobs are released with the cluster", seconds=30)
+    result = pq.read_table(site / "out").to_pandas()
+    pd.testing.assert_frame_equal(result, oracle(lake.files, model_path), check_exact=True)
+
+
+def pipeline(
+    slurm: dict[str, str], site: Path, *arguments: str, seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package in the folder of the site."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=site,
+        env={**slurm, "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def write_job(site: Path, lake: Lake, model_path: Path, **cluster: object) -> None:
+    """Write a job spec, and fields of the cluster file."""
+    (site / "job.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "own",
+                "source": {"path": str(lake.path)},
+                "steps": [{"score": {"model": str(model_path)}}],
+                "sink": {"path": str(site / "out")},
+            }
+        )
+    )
+    path = site / "cluster_configs" / "site.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **cluster}))
+
+
+def test_a_refused_job_is_an_error_at_once(slurm: dict[str, str], site: Path, lake: Lake, model_path: Path) -> None:
+    write_job(site, lake, model_path, queue="mian")
+    refused = pipeline(slurm, site, "run", "job.yaml", "--cluster", "site")
+    assert refused.returncode == 2, refused.stderr
+    assert "sbatch: error: invalid partition specified: mian" in refused.stderr
+    assert "the script is " in refused.stderr
+
+
+def test_the_driver_runs_as_a_batch_job(slurm: dict[str, str], site: Path, lake: Lake, model_path: Path) -> None:
+    write_job(site, lake, model_path, jobs=1, driver={"memory": "1500 MiB"})
+    submitted = pipeline(slurm, site, "submit", "job.yaml", "--job", "own-1", "--cluster", "site", "--driver", "batch")
+    assert submitted.returncode == 0, submitted.stderr
+    assert len(jobs(slurm)) == 1
+    ended = pipeline(slurm, site, "wait", "own-1")
+    output = site / ".pipeline" / "jobs" / "own-1" / "starts" / "driver.out"
+    assert ended.returncode == 0, output.read_text()
+    wait_until(lambda: jobs(slurm) == {}, what="driver and workers are gone", seconds=60)
+    assert "the driver ended with exit status 0" in output.read_text()
     result = pq.read_table(site / "out").to_pandas()
     pd.testing.assert_frame_equal(result, oracle(lake.files, model_path), check_exact=True)

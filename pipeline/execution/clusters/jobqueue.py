@@ -310,7 +310,8 @@ class BatchSystem:
                 found=f"no {', no '.join(missing)} on the PATH",
                 next_step="run it on a machine that can submit jobs, such as a login node",
             )
-        config = {**DASK_CONFIG, "distributed.scheduler.no-workers-timeout": self.settings.no_workers_timeout}
+        # The pool knows how long to wait: the scheduler would fail all tasks while jobs wait in the queue.
+        config = {**DASK_CONFIG, "distributed.scheduler.no-workers-timeout": None}
         with override_config(config):
             cluster = self.make(certificates, directory=directory)
             try:
