@@ -17,6 +17,7 @@ from pipeline.common.secrets import redact_values
 from pipeline.common.units import iso_time, utc_now
 from pipeline.errors import PipelineError
 from pipeline.storage.store import open_store
+from pipeline.storage.urls import is_local_path, local_path
 
 FOLDER = ".refused"
 KEPT = 20
@@ -52,8 +53,13 @@ class Refusal:
 
 
 def record_refusal(root: str, name: str, error: PipelineError) -> None:
-    """Store a refusal. A failure to do so is ignored: it must not hide ``error``."""
+    """Store a refusal beside the jobs that there are: where there are none, a refused run leaves every file alone.
+
+    A failure to do so is ignored: it must not hide ``error``.
+    """
     with suppress(PipelineError, OSError):
+        if is_local_path(root) and not local_path(root).is_dir():
+            return
         store = open_store(root, private=True, fsync=False)
         now = iso_time(utc_now())
         refusal = Refusal(now, name, error.to_dict())

@@ -32,3 +32,8 @@ def test_damaged_one_is_left_out_and_a_failing_disk_hides_no_error(tmp_path: Pat
     assert len(read_refusals(str(tmp_path))) == 1
     (tmp_path / "file").write_text("")
     record_refusal(str(tmp_path / "file"), "job", ERROR)
+
+
+def test_nothing_is_written_where_no_job_ever_was(tmp_path: Path) -> None:
+    record_refusal(str(tmp_path / "jobs"), "job", ERROR)
+    assert not (tmp_path / "jobs").exists()
