@@ -36,7 +36,7 @@ from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt
 from pipeline.jobs.splits import sub_fragment
 from pipeline.jobs.stages import StageState, stage_states
-from pipeline.plan.plan import Partition
+from pipeline.plan.plan import Partition, Plan
 from pipeline.plan.recipe import StageRecipe
 from pipeline.plan.stages import steps_title
 from pipeline.report.chain_check import BrokenChain, check_chain, is_removed
@@ -542,7 +542,7 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
             result.skipped += 1
             continue
         recipe = job.recipe_of(ledger.round(round))
-        again = _score_again(recipe, file, chosen)
+        again = _score_again(recipe, file, chosen, source=_source_of(ledger.round(round).plan, chosen))
         start = chosen.part_end - again.num_rows if chosen.offset is None else chosen.offset
         written = _written(job, chosen.receipt, start=start, rows=again.num_rows)
         wrong = differing_columns(
@@ -574,7 +574,20 @@ def _choose(receipts: Iterable[Receipt], *, rows: int, random: Random) -> Iterat
         yield _Range(receipt, part, first, first + length, offset, before + part.rows.output)
 
 
-def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Table:
+def _source_of(plan: Plan, chosen: _Range) -> str:
+    """Return the input file of the rows of a range, which a retry reads from a file of rejects."""
+    fragments = (fragment for partition in plan.partitions for fragment in partition.fragments)
+    return next(
+        (
+            fragment.rejected_from or fragment.path
+            for fragment in fragments
+            if fragment.path == chosen.part.path and fragment.row_start <= chosen.start < fragment.row_stop
+        ),
+        chosen.part.path,
+    )
+
+
+def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range, *, source: str) -> pa.Table:
     rejected_from = file.path if chosen.receipt.before else ""
     file_fragment = Fragment(file.path, 0, file.rows, 0, len(file.row_groups), 0, file.hive_keys, rejected_from)
     fragment = sub_fragment(file_fragment, file, row_start=chosen.start, row_stop=chosen.stop)
@@ -582,7 +595,7 @@ def _score_again(recipe: StageRecipe, file: InputFile, chosen: _Range) -> pa.Tab
     batches = read_partition(recipe, Partition("", (fragment,)), versions=versions)
     schema = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
     with _open_again(recipe, rows=chosen.stop - chosen.start) as scorer:
-        tables = [scorer.score_batch(batch, paths=(file.path,)).table for batch in batches]
+        tables = [scorer.score_batch(batch, paths=(source,)).table for batch in batches]
     return pa.concat_tables(tables) if tables else empty_table(schema)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from pipeline.models.flavors.xgboost_train import predict
 from pipeline.report.html.page import report_page
 from pipeline.report.rejects import rejects_frame, summarise
 from pipeline.report.report import Report
-from pipeline.report.verify import verify
+from pipeline.report.verify import rescore_sample, verify
 from pipeline.runner import resume, retry, run
 from pipeline.service.follow import Follower
 from pipeline.service.gc import sweep_job
@@ -121,6 +122,10 @@ def test_a_retry_flows_through_later_stages(
     few = int((expected["id"] % 1000 == 13).sum())
     assert (repaired.rows.rejected, repaired.rows.output) == (few, len(expected) - few)
     assert verify(job).ok, verify(job)
+    ledger = stages(job)[0].ledger()
+    ledger.done = [receipt for receipt in ledger.done if receipt.before]  # type: ignore[assignment]
+    sample = rescore_sample(stages(job)[0], ledger, rows=100, random=Random(0))
+    assert (sample.wrong, sample.rows_in > 0) == ([], True), "the origin of retried rows is compared, too"
     again = retry("@last", overrides=["steps.2.map=steps_for_tests:as_it_is"], settings=settings)
     assert (again.rows.rejected, again.rows.output) == (0, len(expected))
     assert again.status == "SUCCEEDED"
