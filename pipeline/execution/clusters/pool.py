@@ -323,11 +323,15 @@ class Pool:
             return policy.jobs
         return min(policy.jobs, max(policy.minimum, -(-self.demand // max(1, policy.slots))))
 
-    def surplus(self) -> list[PoolJob]:
-        """Return queued jobs that are not needed any more, the newest first."""
+    def surplus(self, *, now: float) -> list[PoolJob]:
+        """Return queued jobs that are not needed any more, the newest first.
+
+        A job that was preempted comes back to the queue, with its age, after its replacement was submitted.
+        """
         queued = [job for job in self.jobs.values() if job.phase is Phase.QUEUED]
-        spare = len(self.jobs) - max(1, self.wanted)
-        return sorted(queued, key=lambda job: -job.number)[: max(0, spare)] if self._has_work_to_spare() else []
+        staying = sum(not self._is_due(job, now=now) for job in self.jobs.values())
+        spare = len(self.jobs) - max(1, self.wanted) if self._has_work_to_spare() else staying - self.policy.jobs
+        return sorted(queued, key=lambda job: -job.number)[: max(0, spare)]
 
     def _has_work_to_spare(self) -> bool:
         """True if all partitions that are not done already have a place: queued jobs would start for nothing."""

@@ -180,7 +180,7 @@ class WorkerPool:
         while count > 0 and not self._closing.is_set() and self._submit():
             count -= 1
         with self._lock:
-            surplus = self._pool.surplus()
+            surplus = self._pool.surplus(now=self._clock())
         if surplus:
             self._cancel(surplus)
         self._write_record()

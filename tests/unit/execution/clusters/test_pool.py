@@ -98,9 +98,22 @@ class TestSubmission:
         pool.demand = 100
         joined(pool, count=2)
         pool.job_submitted("queued", now=0)
-        assert pool.surplus() == []
+        assert pool.surplus(now=0) == []
         pool.demand = 4
-        assert [job.id for job in pool.surplus()] == ["queued"], "joined jobs have room for all partitions"
+        assert [job.id for job in pool.surplus(now=0)] == ["queued"], "joined jobs have room for all partitions"
+
+    def test_a_preempted_job_that_comes_back_replaces_its_replacement(self) -> None:
+        """It has waited longer. Never more jobs stay than are asked for."""
+        pool = Pool(POLICY)
+        joined(pool, count=3)
+        pool.worker_left("w1", is_expected=True, now=10)
+        assert pool.jobs_to_submit(now=10) == 1
+        pool.job_submitted("new", now=10)
+        assert pool.surplus(now=10) == []
+        pool.asked({"100": JobStatus(reason="Priority"), "101": RUNNING, "102": RUNNING, "new": JobStatus()}, now=15)
+        assert [job.id for job in pool.surplus(now=15)] == ["new"]
+        pool.job_cancelled(4)
+        assert pool.jobs_to_submit(now=15) == 0
 
 
 class TestGivingUp:
