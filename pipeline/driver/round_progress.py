@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.events import Callback, PartitionEnded, ProgressMade, RoundStarted, RunningPartition, notify
 from pipeline.jobs.directory import JobDirectory
+from pipeline.jobs.lease import highest_epoch
 from pipeline.jobs.progress_file import ProgressRecord, write_progress
 from pipeline.report.progress import Tally
 from pipeline.storage.store import open_store
@@ -92,6 +93,8 @@ class RoundProgress:
 
     def _store(self, record: ProgressRecord) -> None:
         try:
+            if highest_epoch(self.job.store) > self.epoch:
+                return  # another driver has taken the job over
             write_progress(open_store(self.job.root, private=True, fsync=False), record)
         except Exception:
             logger.debug("progress.json could not be written", exc_info=True)
