@@ -68,7 +68,7 @@ def test_threads_of_this_process(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     spec = make_spec(maps=("steps_for_tests:add_ratio",))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=True) as client,
         caplog.at_level(logging.WARNING, LOGGER),
     ):
@@ -89,7 +89,7 @@ def test_a_cluster_that_starts_its_workers_for_tasks(
     """As `SLURMCluster.adapt` does; the workers have no limit, and get all tasks at once."""
     with (
         dask.config.set({"distributed.scheduler.worker-saturation": "inf"}),
-        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
         Client(cluster, set_as_default=False) as client,
         caplog.at_level(logging.WARNING, LOGGER),
     ):
