@@ -350,7 +350,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(bool(check(kind)) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Return True if columns of this type have the sketch of numbers: booleans and decimals too."""
     checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     return any(bool(check(kind)) for check in checks)
 
@@ -359,7 +360,7 @@ def is_sketched(kind: pa.DataType) -> bool:
     """Return True if columns of this type have a sketch: numbers, booleans and texts, also as a dictionary."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return _is_text(kind) or _is_number(kind)
+    return _is_text(kind) or is_number(kind)
 
 
 def _numbers(array: pa.Array) -> np.ndarray:

@@ -92,6 +92,10 @@ def prepare(
     """
     prepared = draft(spec, settings=settings, pins=pins, cluster=cluster)
     check_output(prepared.plan, settings=settings, job=job)
+    if spec.gate is not None:
+        from pipeline.report.gate import check_gate_plan  # plans of most jobs need no report
+
+        check_gate_plan(prepared.plan, root=settings.directory)
     return prepared
 
 

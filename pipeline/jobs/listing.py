@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pipeline.errors import PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.record import JobRecord
+from pipeline.jobs.record import JobRecord, child_id
 from pipeline.jobs.stages import stage_states
 from pipeline.jobs.status import Status
 from pipeline.storage.store import open_store
@@ -168,9 +168,16 @@ def find_job(root: str | os.PathLike[str], name: str) -> JobDirectory:
 
 
 def previous_job(job: JobDirectory) -> JobDirectory | None:
-    """Return the newest job of the same name that was made before ``job`` and succeeded; None without one."""
-    if job.record.parent:
+    """Return the newest job of the same name that was made before ``job`` and succeeded; None without one.
+
+    Of a child of a fan-out: the child with the same value, of the newest such fan-out. A stage has none.
+    """
+    if job.record.stage:
         return None
+    if job.record.parent:
+        before = previous_job(parent_of(job))
+        wanted = child_id(before.id, job.id.removeprefix(child_id(job.record.parent, ""))) if before else ""
+        return next((child for child in before.children() if child.id == wanted), None) if before else None
     root = job.root.rpartition("/")[0]
     done = [Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS]
     for summary in list_jobs(root, name=job.record.name, statuses=done):

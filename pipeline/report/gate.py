@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.common.digest import digest_json
-from pipeline.common.sketch import ColumnSketch, NumberSketch, Sketches, is_sketched
+from pipeline.common.sketch import ColumnSketch, NumberSketch, Sketches, is_number, is_sketched
 from pipeline.common.units import format_count, iso_time, utc_now
-from pipeline.errors import CorruptInput, GateFailed, SpecError
+from pipeline.errors import CorruptInput, GateFailed, MissingInput, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job, previous_job
+from pipeline.plan.plan import Plan
 from pipeline.report.distributions import drift_of, sketches_of
-from pipeline.sources.locate import locate
-from pipeline.spec.gate import Gate, GateColumn
+from pipeline.sources.locate import SourceFile, locate
+from pipeline.spec.gate import DISTANCES, Gate, GateColumn, GateRows
+from pipeline.spec.load import absolute_path
 from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,19 @@ class GateCheck:
     """Score or feature; empty for the rows of the output."""
     measure: str
     """``psi``, ``js``, ``ks``, ``nulls``, ``mean``, ``min``, ``max``, ``rows`` or ``rows / baseline``."""
-    value: float
+    value: float | None
+    """None without a finite figure."""
     limit: str
     """Limit as text, such as ``at most 0.2``."""
     ok: bool
+    found: str = ""
+    """What there is instead of a finite figure."""
 
     def text(self) -> str:
         """Return the figure and its limit in a line."""
         name = f"{self.column}: {self.measure}" if self.column else self.measure
-        return f"{name} is {self.value:,.6g}, {'within' if self.ok else 'not'} {self.limit}"
+        value = self.found if self.value is None else f"{self.value:,.6g}"
+        return f"{name} is {value}, {'within' if self.ok else 'not'} {self.limit}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,13 @@ def check_gate(job: JobDirectory, sketches: Sketches, *, rows: int) -> GateResul
     :param sketches: distributions of the job's columns.
     :param rows: rows of the output.
     :raises GateFailed: if a check does not hold, its action is ``fail`` and nobody has accepted it.
-    :raises SpecError: if the baseline cannot be read, or a column of the gate has no distribution.
+    :raises PipelineError: if the baseline is gone or cannot be read.
     """
     gate = job.plan.spec.gate
     if gate is None:
         return None
-    _refuse_unknown(gate, sketches)
-    found = _baseline(job, gate)
-    result = evaluate(gate, sketches, rows=rows, baseline=found)
+    baseline = _baseline(job, gate, names=list(sketches.columns))
+    result = evaluate(gate, sketches, rows=rows, baseline=baseline)
     accepted = _acceptance(job, result)
     if accepted:
         result = replace(result, accepted=accepted)
@@ -187,26 +192,43 @@ def evaluate(gate: Gate, sketches: Sketches, *, rows: int, baseline: Baseline | 
     checks, skipped = list(_row_checks(gate, rows, baseline)), list[str]()
     if baseline is None:
         skipped.append("no baseline: no job of this name was published before")
-    compared = 0
+    few, absent = list[str](), list[str]()
+    for name, limits in gate.columns.items():
+        if (sketch := sketches.columns.get(name)) is None or not sketch.rows:
+            skipped.append(f"{name} has no rows")
+        else:
+            checks += _own_checks(name, sketch, limits)
     for name, sketch in sketches.columns.items():
         limits = gate.columns.get(name, GateColumn())
-        checks += _own_checks(name, sketch, limits)
-        other = baseline.sketches.columns.get(name) if baseline is not None else None
+        if baseline is None or not any(_limit(measure, limits, gate) for measure in DISTANCES):
+            continue
+        other = baseline.sketches.columns.get(name)
         if other is None:
-            continue
-        if min(other.rows, sketch.rows) < gate.min_rows:
-            compared += 1
-            continue
-        checks += _drift_checks(name, other, sketch, limits, gate)
-    if compared:
-        skipped.append(f"{compared} columns have fewer than {gate.min_rows:,} rows, too few to compare")
+            absent.append(name)
+        elif min(other.rows, sketch.rows) < gate.min_rows:
+            few.append(name)
+        else:
+            checks += _drift_checks(name, other, sketch, limits, gate)
+    if few:
+        skipped.append(f"{_names(few)}: fewer than {gate.min_rows:,} rows, too few to compare")
+    if absent:
+        skipped.append(f"{_names(absent)}: not in the baseline")
     return GateResult(baseline.name if baseline else "", tuple(checks), tuple(skipped), gate.action)
 
 
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _limit(measure: str, limits: GateColumn, gate: Gate) -> float | None:
+    """Return the largest distance of a column: its own, else that of the gate."""
+    found: float | None = getattr(limits, measure) or getattr(gate, measure)
+    return found
+
+
 def _row_checks(gate: Gate, rows: int, baseline: Baseline | None) -> Iterator[GateCheck]:
-    limits = gate.rows
-    if limits is None:
-        return
+    limits = gate.rows or GateRows()
     if limits.at_least is not None:
         yield GateCheck("", "rows", rows, f"at least {format_count(limits.at_least)}", rows >= limits.at_least)
     if limits.at_most is not None:
@@ -217,24 +239,43 @@ def _row_checks(gate: Gate, rows: int, baseline: Baseline | None) -> Iterator[Ga
             yield GateCheck("", "rows / baseline", ratio, f"at least {limits.min:g}", ratio >= limits.min)
         if limits.max is not None:
             yield GateCheck("", "rows / baseline", ratio, f"at most {limits.max:g}", ratio <= limits.max)
+        if not rows and limits.at_least is None and limits.min is None:
+            # Without rows there is nothing to compare, and nothing would hold back an empty output.
+            expected = f"at least 1, after {format_count(baseline.rows)} of the baseline"
+            yield GateCheck("", "rows", rows, expected, ok=False)
 
 
 def _own_checks(name: str, sketch: ColumnSketch, limits: GateColumn) -> Iterator[GateCheck]:
-    if limits.nulls is not None and sketch.rows:
+    """Yield the checks of a column with rows by its own limits. What has no figure does not hold."""
+    if limits.nulls is not None:
         missing = sketch.nulls + (sketch.nans if isinstance(sketch, NumberSketch) else 0)
         share = missing / sketch.rows
         yield GateCheck(name, "nulls", share, f"at most {limits.nulls:g}", share <= limits.nulls)
-    if not isinstance(sketch, NumberSketch) or not sketch.finite:
-        return
-    if limits.mean is not None:
-        low, high = limits.mean
-        yield GateCheck(name, "mean", sketch.mean, f"from {low:g} to {high:g}", low <= sketch.mean <= high)
-    # An infinite value is beyond every limit.
-    least, most = (-np.inf if sketch.infinite else sketch.least), (np.inf if sketch.infinite else sketch.most)
-    if limits.min is not None:
-        yield GateCheck(name, "min", float(least), f"at least {limits.min:g}", bool(least >= limits.min))
-    if limits.max is not None:
-        yield GateCheck(name, "max", float(most), f"at most {limits.max:g}", bool(most <= limits.max))
+    figures: dict[str, float] = {}
+    found = "not a number"
+    if isinstance(sketch, NumberSketch):
+        found = "infinite" if sketch.infinite else "missing in every row"
+        if sketch.finite:
+            figures["mean"] = float(sketch.mean)
+        # An infinite value is beyond every limit.
+        if sketch.finite and not sketch.infinite:
+            figures |= {"min": float(sketch.least), "max": float(sketch.most)}
+    for measure, low, high in (
+        ("mean", *(limits.mean or (None, None))),
+        ("min", limits.min, None),
+        ("max", None, limits.max),
+    ):
+        if low is None and high is None:
+            continue
+        value = figures.get(measure)
+        ok = value is not None and (low is None or low <= value) and (high is None or value <= high)
+        yield GateCheck(name, measure, value, _range(low, high), ok, "" if value is not None else found)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
 
 
 def _drift_checks(
@@ -243,36 +284,129 @@ def _drift_checks(
     drift = drift_of(name, baseline, now)
     if drift is None:
         kinds = ["numbers" if isinstance(one, NumberSketch) else "texts" for one in (baseline, now)]
-        yield GateCheck(name, "type", np.nan, f"{kinds[0]}, as before: it has {kinds[1]} now", ok=False)
+        yield GateCheck(name, "type", None, f"{kinds[0]}, as in the baseline", ok=False, found=kinds[1])
         return
-    for measure in ("psi", "js", "ks"):
-        limit, value = getattr(limits, measure) or getattr(gate, measure), getattr(drift, measure)
+    for measure in DISTANCES:
+        limit, value = _limit(measure, limits, gate), getattr(drift, measure)
         if limit is not None and value is not None:
             yield GateCheck(name, measure, value, f"at most {limit:g}", value <= limit)
 
 
-def _refuse_unknown(gate: Gate, sketches: Sketches) -> None:
-    unknown = [name for name in gate.columns if name not in sketches.columns]
-    if unknown:
+def check_gate_plan(plan: Plan, *, root: str) -> None:
+    """Refuse a gate that could not be checked at the end of the job.
+
+    :param root: folder of job directories.
+    :raises PipelineError: if a column of the gate will have no distribution, or cannot have a figure that has a limit;
+        or if the baseline is not there, cannot be read, or has no column to compare.
+    """
+    gate = plan.spec.gate
+    if gate is None:
+        return
+    if not plan.spec.report.distributions and (_compares(gate) or gate.columns):
         raise SpecError(
-            "a column of the gate has no distribution",
-            where=f"gate.columns.{unknown[0]}",
-            found=unknown[0],
-            expected=", ".join(sketches.columns) or "scores and features (report.distributions is false)",
-            next_step="name a score or a feature: a number, a boolean or a text",
+            "the gate needs distributions, which the job would not count",
+            where="report.distributions",
+            found="false, and a gate with limits for columns",
+            expected="true",
+            next_step="remove report.distributions, or give the gate limits for rows only",
+        )
+    first = next((child.plan for child in plan.children if child.plan is not None), plan)
+    recipe = first.recipe(job="", directory="", sketch_every=1)
+    names = [*recipe.sketched_features, *recipe.score_columns]
+    _refuse_unknown(gate, names, _known_types(first))
+    if gate.baseline == LAST:
+        return
+    compared = _find_baseline(absolute_path(gate.baseline), gate.baseline, root)
+    if isinstance(compared, JobDirectory):
+        found = list(sketches_of(compared).columns)
+    else:
+        with _reading(compared[0].path) as opened:
+            found = [field.name for field in opened.schema_arrow if is_sketched(field.type)]
+    needed = [*gate.columns] if not any(getattr(gate, measure) for measure in DISTANCES) else names
+    if _compares(gate) and not set(needed) & set(found):
+        raise SpecError(
+            "the baseline of the gate has no column to compare",
+            where="gate.baseline",
+            found=_names(found) or "no distributions",
+            expected=f"one of {_names(needed)}",
+            next_step="name a job with distributions, or Parquet files with columns of these names",
         )
 
 
-def _baseline(job: JobDirectory, gate: Gate) -> Baseline | None:
+def _compares(gate: Gate) -> bool:
+    """Return True if the gate has a limit for a distance from the baseline."""
+    return any(getattr(one, measure) for one in (gate, *gate.columns.values()) for measure in DISTANCES)
+
+
+def _known_types(plan: Plan) -> dict[str, pa.DataType]:
+    """Return the types of columns of the source and the output, by name."""
+    schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in (plan.source_schema, plan.output_schema)]
+    found: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema):
+        # A step may make another type of it.
+        found[field.name] = field.type if found.get(field.name, field.type) == field.type else pa.null()
+    return found
+
+
+def _refuse_unknown(gate: Gate, names: Sequence[str], types: Mapping[str, pa.DataType]) -> None:
+    for name, limits in gate.columns.items():
+        kind = types.get(name, pa.null())
+        is_known = not pa.types.is_null(kind)
+        if name not in names or (is_known and not is_sketched(kind)):
+            raise SpecError(
+                "a column of the gate has no distribution",
+                where=f"gate.columns.{name}",
+                found=f"{name} ({kind})" if name in names else name,
+                expected=_names(names) or "a score or a feature, of which this job has none",
+                next_step="name a score or a feature: a number, a boolean or a text",
+            )
+        measures = [measure for measure in ("mean", "min", "max", "ks") if getattr(limits, measure) is not None]
+        if is_known and measures and not is_number(kind):
+            raise SpecError(
+                "a limit of the gate is for numbers",
+                where=f"gate.columns.{name}.{measures[0]}",
+                found=f"{name} has the type {kind}",
+                expected="psi, js or nulls for a column of texts",
+                next_step=f"leave {measures[0]} out",
+            )
+
+
+def _baseline(job: JobDirectory, gate: Gate, *, names: Sequence[str]) -> Baseline | None:
+    """Return the baseline of a job's gate; None if there is none yet.
+
+    :param names: columns to compare.
+    """
     if gate.baseline == LAST:
         before = previous_job(job)
         return _job_baseline(before) if before is not None else None
-    path = job.resolve(gate.baseline)
+    found = _find_baseline(job.resolve(gate.baseline), gate.baseline, job.root.rpartition("/")[0])
+    if isinstance(found, JobDirectory):
+        return _job_baseline(found)
+    return _file_baseline(job.resolve(gate.baseline), found, names)
+
+
+def _find_baseline(path: str, name: str, root: str) -> JobDirectory | Sequence[SourceFile]:
+    """Return the job or the Parquet files that a baseline names.
+
+    :param path: ``name`` as an absolute path or URL.
+    :param root: folder of job directories.
+    :raises SpecError: if there is neither.
+    """
     if open_store(path).exists(layout.JOB_FILE):
-        return _job_baseline(JobDirectory.open(path))
-    if "/" not in gate.baseline and not gate.baseline.endswith(".parquet"):
-        return _job_baseline(find_job(job.root.rpartition("/")[0], gate.baseline))
-    return _file_baseline(path)
+        return JobDirectory.open(path)
+    try:
+        return locate([path])
+    except MissingInput as missing:
+        if "/" not in name:
+            with suppress(SpecError):
+                return find_job(root, name)
+        raise SpecError(
+            "the baseline of the gate was not found",
+            where="gate.baseline",
+            found=f"neither a job {name!r} in {root} nor files: {missing.message}",
+            expected="last, the id or directory of a job, or Parquet files",
+            next_step="correct the path, or leave baseline out to compare with the job before",
+        ) from missing
 
 
 def _job_baseline(job: JobDirectory) -> Baseline:
@@ -280,24 +414,33 @@ def _job_baseline(job: JobDirectory) -> Baseline:
     return Baseline(job.id, sketches_of(job), int(report.get("rows", {}).get("out", 0)))
 
 
-def _file_baseline(path: str) -> Baseline:
-    """Return the distributions of all columns of Parquet files that can have one."""
+def _file_baseline(path: str, files: Sequence[SourceFile], names: Sequence[str]) -> Baseline:
+    """Return the distributions of columns of Parquet files."""
     sketches, rows = Sketches(), 0
-    for file in locate([path]):
-        folder, _, name = file.path.rpartition("/")
-        try:
-            with open_store(folder or "/").open_input(name) as data:
-                opened = pq.ParquetFile(data)
-                names = [field.name for field in opened.schema_arrow if is_sketched(field.type)]
-                for batch in opened.iter_batches(columns=names):
-                    sketches.add(pa.Table.from_batches([batch]))
-                    rows += batch.num_rows
-        except pa.ArrowException as error:
-            raise CorruptInput(
-                "the baseline of the gate cannot be read",
-                where=file.path,
-                found=f"{type(error).__name__}: {error}",
-                expected="Parquet files, or a job",
-                next_step="repair or replace the file, and resume the job",
-            ) from error
+    for file in files:
+        with _reading(file.path) as opened:
+            known = [field.name for field in opened.schema_arrow if field.name in names and is_sketched(field.type)]
+            for batch in opened.iter_batches(columns=known):
+                sketches.add(pa.Table.from_batches([batch]))
+                rows += batch.num_rows
     return Baseline(path, sketches, rows)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file of a baseline.
+
+    :raises CorruptInput: if it, or what is read of it inside the block, is damaged.
+    """
+    folder, _, name = path.rpartition("/")
+    try:
+        with open_store(folder or "/").open_input(name) as data:
+            yield pq.ParquetFile(data)
+    except pa.ArrowException as error:
+        raise CorruptInput(
+            "the baseline of the gate cannot be read",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="Parquet files, or a job",
+            next_step="repair or replace the file, then run or resume the job",
+        ) from error

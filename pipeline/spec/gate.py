@@ -12,6 +12,10 @@ _Distance = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
+DISTANCES = ("psi", "js", "ks")
+"""Measures of the distance from a baseline."""
+
+
 class GateRows(SpecModel):
     """Limits for the rows of the output."""
 

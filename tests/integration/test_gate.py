@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.api.stored_jobs import publish
-from pipeline.errors import GateFailed, SpecError
+from pipeline.driver.prepare import prepare
+from pipeline.errors import CorruptInput, GateFailed, PipelineError, SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
 from pipeline.jobs.status import Status
@@ -86,11 +88,31 @@ def test_a_warning_publishes(lake: Lake, model_path: Path, settings: Settings, t
     assert {check.measure for check in report.gate.checks} == {"mean", "psi"}
 
 
-def test_a_column_without_a_distribution_is_named(
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gate": {"columns": {"id": {"min": 0}}}}, "a column of the gate has no distribution"),
+        ({"gate": {"psi": 0.2}, "report": {"distributions": False}}, "needs distributions"),
+        ({"gate": {"psi": 0.2, "baseline": "nowhere-20260101"}}, "baseline of the gate was not found"),
+        ({"gate": {"psi": 0.2, "baseline": "no/such/folder"}}, "baseline of the gate was not found"),
+    ],
+)
+def test_a_gate_that_cannot_be_checked_is_refused_before_anything_runs(
+    lake: Lake, model_path: Path, settings: Settings, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        prepare(spec_of(lake, model_path, tmp_path, **fields), settings=settings)
+
+
+def test_files_of_a_baseline_are_looked_at_before_anything_runs(
     lake: Lake, model_path: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpecError, match="a column of the gate has no distribution"):
-        run(spec_of(lake, model_path, tmp_path, gate={"columns": {"id": {"min": 0}}}), settings=settings)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    pq.write_table(pa.table({"other": [1.0]}), tmp_path / "other.parquet")
+    for name, error in (("bad", CorruptInput), ("other", SpecError)):
+        gate = {"psi": 0.2, "baseline": str(tmp_path / f"{name}.parquet")}
+        with pytest.raises(error):
+            prepare(spec_of(lake, model_path, tmp_path, gate=gate), settings=settings)
 
 
 def test_a_fan_out_that_publishes_together_is_checked_together(
@@ -108,6 +130,23 @@ def test_a_fan_out_that_publishes_together_is_checked_together(
     result = read_gate(family)
     assert result is not None
     assert result.failed[0].value == 2 * lake.rows
+
+
+def test_a_child_that_publishes_itself_is_compared_with_the_child_before(
+    lake: Lake, model_path: Path, settings: Settings, tmp_path: Path
+) -> None:
+    fields = {
+        "fan_out": {"by": ["1"], "publish": "each"},
+        "sink": {"path": str(tmp_path / "out/${fan_out.value}"), "mode": "overwrite"},
+    }
+    first = run(spec_of(lake, model_path, tmp_path, **fields), settings=settings)
+    with pytest.raises(PipelineError):
+        run(spec_of(lake, model_path, tmp_path, filter="age > 60", **fields), settings=settings)
+    (child,) = find_job(settings.directory, "@last").children()
+    result = read_gate(child)
+    assert result is not None
+    assert result.baseline == f"{first.job}.{child.id.rpartition('.')[2]}"
+    assert "age: psi is" in result.text()
 
 
 def test_a_job_of_several_stages_is_checked_before_its_root_publishes(

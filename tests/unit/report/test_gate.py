@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,42 @@ def test_rows_are_compared_with_the_baseline() -> None:
 def test_too_few_rows_are_not_compared() -> None:
     found = result({"psi": 0.01}, sketches(shift=3, rows=900), before=sketches())
     assert found.checks == ()
-    assert found.skipped == ("2 columns have fewer than 1,000 rows, too few to compare",)
+    assert found.skipped == ("p, plan: fewer than 1,000 rows, too few to compare",)
 
 
 def test_a_column_that_became_text_fails() -> None:
     before = sketches(z=np.arange(4000.0))
     found = result({"psi": 0.2}, sketches(z=pa.array(["a"] * 4000)), before=before)
     assert failed(found) == [("z", "type")]
+    assert "z: type is texts, not numbers, as in the baseline" in found.text()
+    assert found.digest  # without a figure, too
+
+
+def test_limits_of_a_column_without_figures_do_not_hold() -> None:
+    now = sketches(x=pa.array([None] * 4000, pa.float64()), y=np.full(4000, np.inf), z=pa.array(["a"] * 4000))
+    limits = {"x": {"mean": [0, 1]}, "y": {"min": 0, "max": 9}, "z": {"mean": [0, 1]}}
+    found = result({"columns": limits}, now)
+    assert [check.text() for check in found.checks] == [
+        "x: mean is missing in every row, not from 0 to 1",
+        "y: min is infinite, not at least 0",
+        "y: max is infinite, not at most 9",
+        "z: mean is not a number, not from 0 to 1",
+    ]
+    assert GateResult.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))).digest == found.digest
+
+
+@pytest.mark.parametrize(("rows", "ok"), [(None, False), ({"at_least": 0}, True), ({"at_most": 5}, False)])
+def test_an_empty_output_is_held_back_unless_a_limit_allows_it(rows: dict[str, Any] | None, ok: bool) -> None:
+    gate = {"psi": 0.2, "rows": rows, "columns": {"p": {"mean": [0, 1]}}}
+    found = result(gate, Sketches(), rows=0, before=sketches())
+    assert (not found.failed) is ok
+    assert "p has no rows" in found.skipped
+    assert not result(gate, Sketches(), rows=0).failed, "a first job may be empty"
+
+
+def test_columns_that_the_baseline_does_not_have_are_named() -> None:
+    found = result({"psi": 0.2}, sketches(z=np.arange(4000.0)), before=sketches())
+    assert found.skipped == ("z: not in the baseline",)
 
 
 def test_an_acceptance_holds_for_its_figures_only() -> None:
