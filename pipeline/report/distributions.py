@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.common.sketch import ColumnSketch, NumberSketch, Sketches, ValueSketch, sample_every
+from pipeline.common.sketch import ColumnSketch, NumberSketch, Sketches, ValueSketch, sample_every, slot_edges
 from pipeline.errors import StateCorrupt
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
@@ -149,17 +149,31 @@ def drifts(baseline: Sketches, now: Sketches) -> list[Drift]:
 
 
 def _number_cells(baseline: NumberSketch, now: NumberSketch) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows by cell of both; cells end at ends of buckets, so both are cut alike."""
-    total = baseline.counts.sum()
+    """Return the rows by cell of both. Cells end at the deciles of the baseline, as `numpy.quantile` has them.
+
+    A decile may lie within a bucket: values there are taken to be spread evenly, in both. A bucket with one whole
+    number only belongs to one cell, that above the decile.
+    """
+    ends, later = np.cumsum(baseline.counts), np.cumsum(now.counts)
+    total = int(ends[-1])
+    below_one = below_two = np.zeros(CELLS - 1)
     if total:
-        # A bucket is in the cell in which its middle row lies: one with half of all rows is a cell by itself.
-        middle = np.cumsum(baseline.counts) - baseline.counts / 2
-        cell = np.minimum((middle * CELLS / total).astype(np.int64), CELLS - 1)
-    else:
-        cell = np.zeros(len(baseline.counts), dtype=np.int64)
+        shares = np.arange(1, CELLS) / CELLS
+        place = shares * (total - 1)
+        slot = np.searchsorted(ends, np.floor(place), side="right")
+        weight, before = baseline.counts[slot], ends[slot] - baseline.counts[slot]
+        part = np.clip((shares * total - before) / weight, 0, 1)
+        if baseline.is_whole and now.is_whole:
+            edges = slot_edges()
+            part = np.where(edges[slot + 1] - edges[slot] <= 1, np.ceil(place) >= ends[slot], part)
+        below_one = before + part * weight
+        below_two = later[slot] - (1 - part) * now.counts[slot]
     one, two = (
-        np.append(np.bincount(cell, weights=one.counts, minlength=CELLS), [one.nulls + one.nans, one.infinite])
-        for one in (baseline, now)
+        np.append(np.diff(below, prepend=0, append=float(sketch.counts.sum())), [missing, sketch.infinite])
+        for sketch, below, missing in (
+            (baseline, below_one, baseline.nulls + baseline.nans),
+            (now, below_two, now.nulls + now.nans),
+        )
     )
     return one, two
 
