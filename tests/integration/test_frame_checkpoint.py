@@ -44,6 +44,7 @@ def test_a_killed_worker_costs_its_own_partitions(tmp_path):
         pd.testing.assert_frame_equal(rows, left.merge(right, on="key"), check_dtype=False)
     times = pd.Series((tmp_path / "computed").read_text().split()).value_counts()
     assert len(times) == kept.npartitions == 10
-    # The partition that died, and those that its worker or the other one were at, in no receipt yet.
-    assert (times > 1).sum() <= 3
+    # The partition that died, those that the two workers were at, one whose receipt was still on its way from the
+    # killed worker, and the finished one that is compared after the loss.
+    assert (times > 1).sum() <= 5
     assert times.max() <= 3
