@@ -44,7 +44,7 @@ def test_a_killed_worker_costs_its_own_partitions(tmp_path):
         pd.testing.assert_frame_equal(rows, left.merge(right, on="key"), check_dtype=False)
     times = pd.Series((tmp_path / "computed").read_text().split()).value_counts()
     assert len(times) == kept.npartitions == 10
-    # The partition that died, those that the two workers were at, one whose receipt was still on its way from the
-    # killed worker, and the finished one that is compared after the loss.
-    assert (times > 1).sum() <= 5
+    # Those without a receipt may have been in memory, of a worker or of the join; of the four that have one, only the
+    # one that is compared after the loss.
+    assert (times > 1).sum() <= 10 - 4 + 1
     assert times.max() <= 3

@@ -55,19 +55,23 @@ def folder_of(path: Path, flavor: str, fields: dict[str, str], columns: tuple[st
     return path
 
 
+def forest(folder: Path) -> FlavorCase:
+    pytest.importorskip("skops", reason="scikit-learn is not installed")
+    return sklearn_forest(folder)
+
+
 class TestNative:
     def test_skops_inside_is_scored_by_its_flavor(self, tmp_path: Path) -> None:
-        case = sklearn_forest(tmp_path)
+        case = forest(tmp_path)
         folder_of(tmp_path, "sklearn", {"pickled_model": "model.skops"})
         version = resolve(ModelRef(str(tmp_path)))
         assert (version.flavor, version.uri, version.runs_code) == ("sklearn", str(tmp_path / "model.skops"), None)
         assert version.digest == resolve(ModelRef(str(case.path))).digest
 
     def test_pickle_inside_needs_allow_code(self, tmp_path: Path) -> None:
-        import joblib
-        from sklearn.linear_model import LinearRegression
-
-        model = LinearRegression().fit(np.eye(3), [1.0, 2.0, 3.0])
+        joblib = pytest.importorskip("joblib", reason="scikit-learn is not installed")
+        linear = pytest.importorskip("sklearn.linear_model")
+        model = linear.LinearRegression().fit(np.eye(3), [1.0, 2.0, 3.0])
         joblib.dump(model, tmp_path / "model.pkl")
         folder_of(tmp_path, "sklearn", {"pickled_model": "model.pkl"}, columns=("a", "b", "c"))
         with pytest.raises(RefusedForSafety) as caught:
@@ -78,7 +82,7 @@ class TestNative:
         assert version.feature_names == ("a", "b", "c")
 
     def test_another_flavor_than_demanded(self, tmp_path: Path) -> None:
-        sklearn_forest(tmp_path)
+        forest(tmp_path)
         folder_of(tmp_path, "sklearn", {"pickled_model": "model.skops"})
         with pytest.raises(ModelError):
             resolve(ModelRef(str(tmp_path)), flavor="onnx")
@@ -161,7 +165,7 @@ class TestFolders:
     def test_files_of_a_bucket(self, tmp_path: Path) -> None:
         import fsspec
 
-        case = sklearn_forest(tmp_path)
+        case = forest(tmp_path)
         folder_of(tmp_path, "sklearn", {"pickled_model": "model.skops"})
         memory = fsspec.filesystem("memory")
         memory.put(str(tmp_path), "memory://bucket/model", recursive=True)
