@@ -1,4 +1,4 @@
-"""Compare the jobs of one name over time: rows, speed, rejects, duration and memory."""
+"""Compare the jobs of one name over time: rows, speed, rejects, duration, memory and drift."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.common.sketch import Sketches
 from pipeline.common.text import table_text
 from pipeline.common.units import format_bytes, format_count, format_seconds
 from pipeline.errors import PipelineError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import list_jobs
 from pipeline.report.build import make_report
+from pipeline.report.distributions import drifts, sketches_of
 from pipeline.report.report import Report
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ class TrendPoint:
     """Largest resident memory of a worker process in bytes; 0 if unknown."""
     model: str
     """Version of the model."""
+    drift: float | None = None
+    """Largest PSI of a score or feature against the successful job before; None if there is none to compare with."""
+    drift_column: str = ""
+    """Column that has it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON output shows it."""
@@ -56,13 +62,22 @@ def trend(root: str | os.PathLike[str], name: str, *, limit: int = SHOWN) -> tup
 
     :param name: such as ``churn`` or ``churn-*``.
     """
-    points = []
-    for summary in list_jobs(root, name=name, limit=limit):
+    points: list[TrendPoint] = []
+    before: Sketches | None = None
+    for summary in reversed(list_jobs(root, name=name, limit=limit)):
         try:
-            points.append(_point(JobDirectory.open(summary.directory), summary.record.created))
+            job = JobDirectory.open(summary.directory)
+            point = _point(job, summary.record.created)
+            if job.status().is_success:
+                sketches = sketches_of(job)
+                found = drifts(before, sketches) if before is not None else []
+                most = max(found, key=lambda drift: drift.psi, default=None)
+                point = replace(point, drift=round(most.psi, 4), drift_column=most.column) if most else point
+                before = sketches
+            points.append(point)
         except (PipelineError, OSError) as error:
             logger.warning("left out %s: %s", summary.directory, error)
-    return tuple(reversed(points))
+    return tuple(points)
 
 
 def _point(job: JobDirectory, created: str) -> TrendPoint:
@@ -91,7 +106,7 @@ def _point(job: JobDirectory, created: str) -> TrendPoint:
 def trend_text(points: Sequence[TrendPoint]) -> str:
     """Return a table of the points, oldest first, with a bar for the rows per second."""
     fastest = max((point.rows_per_second for point in points), default=0.0) or 1.0
-    header = ["CREATED", "JOB", "STATUS", "ROWS", "REJECTED", "TIME", "MEMORY", "MODEL", "ROWS/S", ""]
+    header = ["CREATED", "JOB", "STATUS", "ROWS", "REJECTED", "TIME", "MEMORY", "MODEL", "DRIFT", "ROWS/S", ""]
     rows = [
         [
             point.created[:16].replace("T", " "),
@@ -102,6 +117,7 @@ def trend_text(points: Sequence[TrendPoint]) -> str:
             format_seconds(point.seconds),
             format_bytes(point.peak_memory) if point.peak_memory else "-",
             point.model or "-",
+            f"{point.drift:.2f} {point.drift_column}" if point.drift is not None else "-",
             format_count(point.rows_per_second),
             "█" * round(BAR * point.rows_per_second / fastest),
         ]
