@@ -43,6 +43,7 @@ def models() -> None:
 @click.option("--tag", "tags", metavar="NAME=TEXT", multiple=True, help="Such as data=2026-01; may be repeated.")
 @click.option("--description", default="", help="One line about it.")
 @click.option("--parent", type=click.IntRange(min=1), help="Version that it was trained from.")
+@click.option("--training", metavar="PATH", multiple=True, help="Parquet of its training data, for a gate; repeatable.")
 @click.option("--again", is_flag=True, help="Register a new version even if one has the same bytes.")
 @registry_option
 @output_options
@@ -55,12 +56,13 @@ def register(
     tags: Sequence[str],
     description: str,
     parent: int | None,
+    training: Sequence[str],
     again: bool,
     registry: str | None,
 ) -> None:
     """Register a model file as the next version of a model. The file is copied in; versions never change.
 
-    The same file again gives the version it has already.
+    The same file again gives the version it has already. Of training data the distributions are stored, no rows.
     """
     from pipeline.models.registry.client import model_bytes
     from pipeline.models.registry.file_registry import VersionMetadata
@@ -72,7 +74,13 @@ def register(
         check_alias(alias)
     measured = {key: _number(key, text) for key, text in _pairs(metrics, flag="--metric").items()}
     data, source = model_bytes(file)
-    metadata = VersionMetadata(measured, _pairs(tags, flag="--tag"), description, parent, source)
+    sketches = None
+    if training:
+        from pipeline.report.baseline import file_sketches
+        from pipeline.sources.locate import locate
+
+        sketches, _ = file_sketches(locate(training))
+    metadata = VersionMetadata(measured, _pairs(tags, flag="--tag"), description, parent, source, sketches)
     registered = store.register(name, data, metadata, again=again)
     for alias in aliases:
         store.set_alias(name, alias, registered.record.version)

@@ -9,31 +9,26 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.common.digest import digest_json
 from pipeline.common.sketch import ColumnSketch, NumberSketch, Sketches, is_number, is_sketched
+from pipeline.common.text import listed
 from pipeline.common.units import format_count, iso_time, utc_now
-from pipeline.errors import CorruptInput, GateFailed, MissingInput, SpecError
+from pipeline.errors import GateFailed, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.cancellation import who
 from pipeline.jobs.directory import JobDirectory
-from pipeline.jobs.listing import find_job, previous_job
 from pipeline.plan.plan import Plan
-from pipeline.report.distributions import drift_of, sketches_of
-from pipeline.sources.locate import SourceFile, locate
+from pipeline.report.baseline import LAST, TRAINING, Baseline, baseline_columns, read_baseline
+from pipeline.report.distributions import drift_of
 from pipeline.spec.gate import DISTANCES, Gate, GateColumn, GateRows
-from pipeline.spec.load import absolute_path
-from pipeline.storage.store import open_store
 
 logger = logging.getLogger(__name__)
 
-LAST = "last"
 _SHOWN = 4
 
 
@@ -117,7 +112,7 @@ def check_gate(job: JobDirectory, sketches: Sketches, *, rows: int) -> GateResul
     gate = job.plan.spec.gate
     if gate is None:
         return None
-    baseline = _baseline(job, gate, names=list(sketches.columns))
+    baseline = read_baseline(job, gate, names=list(sketches.columns))
     result = evaluate(gate, sketches, rows=rows, baseline=baseline)
     accepted = _acceptance(job, result)
     if accepted:
@@ -174,16 +169,6 @@ def _acceptance(job: JobDirectory, result: GateResult) -> str:
     return f"by {record['by']} at {record['time']}: {record['reason']}"
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """Distributions to compare with."""
-
-    name: str
-    sketches: Sketches
-    rows: int
-    """Rows of the output of that job, or of the files."""
-
-
 def evaluate(gate: Gate, sketches: Sketches, *, rows: int, baseline: Baseline | None) -> GateResult:
     """Return the result of a gate. Pure.
 
@@ -210,15 +195,10 @@ def evaluate(gate: Gate, sketches: Sketches, *, rows: int, baseline: Baseline | 
         else:
             checks += _drift_checks(name, other, sketch, limits, gate)
     if few:
-        skipped.append(f"{_names(few)}: fewer than {gate.min_rows:,} rows, too few to compare")
+        skipped.append(f"{listed(few)}: fewer than {gate.min_rows:,} rows, too few to compare")
     if absent:
-        skipped.append(f"{_names(absent)}: not in the baseline")
+        skipped.append(f"{listed(absent)}: not in the baseline")
     return GateResult(baseline.name if baseline else "", tuple(checks), tuple(skipped), gate.action)
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _limit(measure: str, limits: GateColumn, gate: Gate) -> float | None:
@@ -239,10 +219,10 @@ def _row_checks(gate: Gate, rows: int, baseline: Baseline | None) -> Iterator[Ga
             yield GateCheck("", "rows / baseline", ratio, f"at least {limits.min:g}", ratio >= limits.min)
         if limits.max is not None:
             yield GateCheck("", "rows / baseline", ratio, f"at most {limits.max:g}", ratio <= limits.max)
-        if not rows and limits.at_least is None and limits.min is None:
-            # Without rows there is nothing to compare, and nothing would hold back an empty output.
-            expected = f"at least 1, after {format_count(baseline.rows)} of the baseline"
-            yield GateCheck("", "rows", rows, expected, ok=False)
+    has_rows = baseline is not None and any(sketch.rows for sketch in baseline.sketches.columns.values())
+    if has_rows and not rows and limits.at_least is None and limits.min is None:
+        # Without rows there is nothing to compare, and nothing would hold back an empty output.
+        yield GateCheck("", "rows", rows, "at least 1, as the baseline has rows", ok=False)
 
 
 def _own_checks(name: str, sketch: ColumnSketch, limits: GateColumn) -> Iterator[GateCheck]:
@@ -316,19 +296,22 @@ def check_gate_plan(plan: Plan, *, root: str) -> None:
     _refuse_unknown(gate, names, _known_types(first))
     if gate.baseline == LAST:
         return
-    compared = _find_baseline(absolute_path(gate.baseline), gate.baseline, root)
-    if isinstance(compared, JobDirectory):
-        found = list(sketches_of(compared).columns)
-    else:
-        with _reading(compared[0].path) as opened:
-            found = [field.name for field in opened.schema_arrow if is_sketched(field.type)]
+    if gate.baseline == TRAINING and gate.rows is not None and (gate.rows.min or gate.rows.max):
+        raise SpecError(
+            "the gate compares the number of rows with that of the training data",
+            where="gate.rows",
+            found="min or max, and baseline: training",
+            expected="at_least or at_most",
+            next_step="give numbers of rows",
+        )
+    found = baseline_columns(first, gate, root=root)
     needed = [*gate.columns] if not any(getattr(gate, measure) for measure in DISTANCES) else names
     if _compares(gate) and not set(needed) & set(found):
         raise SpecError(
             "the baseline of the gate has no column to compare",
             where="gate.baseline",
-            found=_names(found) or "no distributions",
-            expected=f"one of {_names(needed)}",
+            found=listed(found) or "no distributions",
+            expected=f"one of {listed(needed)}",
             next_step="name a job with distributions, or Parquet files with columns of these names",
         )
 
@@ -357,7 +340,7 @@ def _refuse_unknown(gate: Gate, names: Sequence[str], types: Mapping[str, pa.Dat
                 "a column of the gate has no distribution",
                 where=f"gate.columns.{name}",
                 found=f"{name} ({kind})" if name in names else name,
-                expected=_names(names) or "a score or a feature, of which this job has none",
+                expected=listed(names) or "a score or a feature, of which this job has none",
                 next_step="name a score or a feature: a number, a boolean or a text",
             )
         measures = [measure for measure in ("mean", "min", "max", "ks") if getattr(limits, measure) is not None]
@@ -369,78 +352,3 @@ def _refuse_unknown(gate: Gate, names: Sequence[str], types: Mapping[str, pa.Dat
                 expected="psi, js or nulls for a column of texts",
                 next_step=f"leave {measures[0]} out",
             )
-
-
-def _baseline(job: JobDirectory, gate: Gate, *, names: Sequence[str]) -> Baseline | None:
-    """Return the baseline of a job's gate; None if there is none yet.
-
-    :param names: columns to compare.
-    """
-    if gate.baseline == LAST:
-        before = previous_job(job)
-        return _job_baseline(before) if before is not None else None
-    found = _find_baseline(job.resolve(gate.baseline), gate.baseline, job.root.rpartition("/")[0])
-    if isinstance(found, JobDirectory):
-        return _job_baseline(found)
-    return _file_baseline(job.resolve(gate.baseline), found, names)
-
-
-def _find_baseline(path: str, name: str, root: str) -> JobDirectory | Sequence[SourceFile]:
-    """Return the job or the Parquet files that a baseline names.
-
-    :param path: ``name`` as an absolute path or URL.
-    :param root: folder of job directories.
-    :raises SpecError: if there is neither.
-    """
-    if open_store(path).exists(layout.JOB_FILE):
-        return JobDirectory.open(path)
-    try:
-        return locate([path])
-    except MissingInput as missing:
-        if "/" not in name:
-            with suppress(SpecError):
-                return find_job(root, name)
-        raise SpecError(
-            "the baseline of the gate was not found",
-            where="gate.baseline",
-            found=f"neither a job {name!r} in {root} nor files: {missing.message}",
-            expected="last, the id or directory of a job, or Parquet files",
-            next_step="correct the path, or leave baseline out to compare with the job before",
-        ) from missing
-
-
-def _job_baseline(job: JobDirectory) -> Baseline:
-    report = job.read_report() or {}
-    return Baseline(job.id, sketches_of(job), int(report.get("rows", {}).get("out", 0)))
-
-
-def _file_baseline(path: str, files: Sequence[SourceFile], names: Sequence[str]) -> Baseline:
-    """Return the distributions of columns of Parquet files."""
-    sketches, rows = Sketches(), 0
-    for file in files:
-        with _reading(file.path) as opened:
-            known = [field.name for field in opened.schema_arrow if field.name in names and is_sketched(field.type)]
-            for batch in opened.iter_batches(columns=known):
-                sketches.add(pa.Table.from_batches([batch]))
-                rows += batch.num_rows
-    return Baseline(path, sketches, rows)
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a file of a baseline.
-
-    :raises CorruptInput: if it, or what is read of it inside the block, is damaged.
-    """
-    folder, _, name = path.rpartition("/")
-    try:
-        with open_store(folder or "/").open_input(name) as data:
-            yield pq.ParquetFile(data)
-    except pa.ArrowException as error:
-        raise CorruptInput(
-            "the baseline of the gate cannot be read",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="Parquet files, or a job",
-            next_step="repair or replace the file, then run or resume the job",
-        ) from error

@@ -65,8 +65,9 @@ class Gate(SpecModel):
     ks: _Distance | None = None
     """Largest difference of the cumulative distributions (Kolmogorov-Smirnov), of columns of numbers."""
     baseline: PathText = "last"
-    """Distributions to compare with. ``last``: the newest job of this name that was published before. Else a job (its
-    id or directory), or Parquet files with columns of these names."""
+    """Distributions to compare with. ``last``: the newest job of this name that was published before. ``training``:
+    those of the data that the model was registered with. Else a job (its id or directory), or Parquet files with
+    columns of these names."""
     rows: GateRows | None = None
     """Limits for the rows of the output."""
     columns: dict[Name, GateColumn] = Field(default_factory=dict)

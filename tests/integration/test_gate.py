@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.api.stored_jobs import publish
 from pipeline.driver.prepare import prepare
 from pipeline.errors import CorruptInput, GateFailed, PipelineError, SpecError
@@ -17,6 +19,7 @@ from pipeline.jobs.listing import find_job
 from pipeline.jobs.status import Status
 from pipeline.report.gate import accept, read_gate
 from pipeline.report.report import Report
+from pipeline.report.trend import trend, trend_text
 from pipeline.runner import resume, run
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
@@ -73,6 +76,9 @@ def test_what_drifted_is_published_once_it_is_accepted(
     assert report.gate is not None
     assert "older customers only" in report.gate.accepted
     assert rows_out(tmp_path) == report.rows.output < first.rows.output
+    before, now = trend(settings.directory, "gated")
+    assert (before.drift, now.drift_column) == (None, "age")
+    assert "age" in trend_text([before, now])
     with pytest.raises(SpecError, match="nothing to accept"):
         accept(find_job(settings.directory, first.job), "why not")
 
@@ -113,6 +119,26 @@ def test_files_of_a_baseline_are_looked_at_before_anything_runs(
         gate = {"psi": 0.2, "baseline": str(tmp_path / f"{name}.parquet")}
         with pytest.raises(error):
             prepare(spec_of(lake, model_path, tmp_path, gate=gate), settings=settings)
+
+
+def test_training_data_are_a_baseline(lake: Lake, model_path: Path, settings: Settings, tmp_path: Path) -> None:
+    registry = pipeline.Registry(tmp_path / "models")
+    rows = pq.read_table(lake.path, columns=["age", "balance"], filters=[("age", ">", 60)]).to_pandas()
+    registry.register(model_path, name="churn", alias="champion", training=rows)
+    settings = replace(settings, registry=registry.root)
+    gate = {"psi": 0.2, "baseline": "training"}
+    steps = [{"score": {"model": "models:/churn@champion", "output": "p", "keep": ["id"]}}]
+    with pytest.raises(GateFailed) as caught:
+        run(spec_of(lake, model_path, tmp_path, gate=gate, steps=steps), settings=settings)
+    assert "the training data" in caught.value.where
+    assert caught.value.found.startswith("age: psi is")
+    assert "balance" not in caught.value.found
+    for fields, message in (
+        ({"gate": gate}, "no distributions of its training data"),
+        ({"gate": {**gate, "rows": {"min": 0.5}}, "steps": steps}, "number of rows with that of the training data"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            prepare(spec_of(lake, model_path, tmp_path, **fields), settings=settings)
 
 
 def test_a_fan_out_that_publishes_together_is_checked_together(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+import pyarrow as pa
 
+from pipeline.common.sketch import Sketches
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
 from pipeline.models.flavors import read_model
@@ -63,6 +65,7 @@ class Registry:
         tags: Mapping[str, str] | None = None,
         description: str = "",
         parent: int | None = None,
+        training: pd.DataFrame | pa.Table | None = None,
         again: bool = False,
     ) -> VersionRecord:
         """Register a model as the next version of ``name``. Bytes that are registered already keep their version.
@@ -82,6 +85,9 @@ class Registry:
             Recorded with the version.
         parent : int, optional
             Version that this one was made from.
+        training : DataFrame or Table, optional
+            Rows that it was trained with, or a fair sample of them, with its features by name. Their distributions are
+            stored with the version, no rows: the publish gate compares with them (``baseline: training``).
         again : bool, default False
             Register bytes that are registered already as a new version.
 
@@ -97,7 +103,12 @@ class Registry:
             If the object is not a model, or the registry is MLflow.
         """
         data, source = model_bytes(model)
-        metadata = VersionMetadata(dict(metrics or {}), dict(tags or {}), description, parent, source)
+        sketches = None
+        if training is not None:
+            table = training if isinstance(training, pa.Table) else pa.Table.from_pandas(training, preserve_index=False)
+            sketches = Sketches()
+            sketches.add(table)
+        metadata = VersionMetadata(dict(metrics or {}), dict(tags or {}), description, parent, source, sketches)
         record = built_in(self._registry).register(name, data, metadata, again=again).record
         if alias is not None:
             self.set_alias(name, alias, record.version)

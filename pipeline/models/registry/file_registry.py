@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.common.digest import digest_bytes
+from pipeline.common.sketch import Sketches
 from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import ConflictError
 from pipeline.models.flavors import detect_bytes, find_flavor
@@ -32,6 +33,7 @@ from pipeline.models.registry.records import (
     targets,
 )
 from pipeline.models.registry.store import StoredModels, audit, move_path, removal_path, version_path
+from pipeline.models.registry.training import training_bytes, training_path
 from pipeline.spec.model_ref import ModelRef
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import unique_name
@@ -48,6 +50,8 @@ class VersionMetadata:
     """Version that this version was trained from."""
     source: str = ""
     """Path or URL of the file."""
+    training: Sketches | None = None
+    """Distributions of the data that it was trained with."""
 
 
 class BuiltInRegistry(StoredModels):
@@ -87,6 +91,10 @@ class BuiltInRegistry(StoredModels):
         self.store.check_conditional_writes()
         known = self.numbers(name)[-1:] or [0]
         made = self._record(name, found, data, metadata)
+        if metadata.training is not None:
+            training = training_bytes(metadata.training, found.feature_names)
+            made = replace(made, training=training_path(name, training))
+            self.store.put_if_absent(made.training, training)
         # If the file did not exist, no version registered before can have its bytes.
         looked = 0 if again or self.store.exists(made.file) else known[0]
         self.store.put_if_absent(made.file, data)
@@ -94,7 +102,7 @@ class BuiltInRegistry(StoredModels):
             last = (self.numbers(name)[-1:] or [0])[0]
             if not again and (same := self._same_bytes(name, range(looked + 1, last + 1), made.digest)) is not None:
                 self._restore(same, data)
-                return Registered(_check_metadata(same, metadata), is_new=False)
+                return Registered(_check_metadata(same, metadata, training=made.training), is_new=False)
             looked = last
             record = replace(made, version=last + 1)
             if self.store.put_if_absent(version_path(name, record.version), record.to_json_bytes()):
@@ -281,7 +289,7 @@ class BuiltInRegistry(StoredModels):
         return iso_time(self._now()), _user(), socket.gethostname(), unique_name()
 
 
-def _check_metadata(registered: VersionRecord, metadata: VersionMetadata) -> VersionRecord:
+def _check_metadata(registered: VersionRecord, metadata: VersionMetadata, *, training: str) -> VersionRecord:
     """Return ``registered`` if it has the given ``metadata``; empty values are not compared.
 
     :raises ConflictError: when a given value differs.
@@ -289,13 +297,15 @@ def _check_metadata(registered: VersionRecord, metadata: VersionMetadata) -> Ver
     given = {"metrics": dict(metadata.metrics), "tags": dict(metadata.tags)} | {
         "description": metadata.description,
         "parent": metadata.parent,
+        "training": training,
     }
     other = [name for name, value in given.items() if value and value != getattr(registered, name)]
     if other:
         raise ConflictError(
             "the model has this very file as a version already, and versions never change",
             where=registered.uri,
-            found=f"other {' and '.join(other)}: {', '.join(str(getattr(registered, name)) for name in other)}",
+            found=f"other {' and '.join(other)}: "
+            + ", ".join(str(getattr(registered, name) or "none") for name in other),
             expected="the same, or none",
             next_step="leave it as it is, or register the file once more with --again",
         )

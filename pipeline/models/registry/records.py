@@ -62,6 +62,8 @@ class VersionRecord:
     """Boosting rounds in the file."""
     best_iteration: int | None = None
     """Round at which early stopping found the best score, from 0; None if the file names no such round."""
+    training: str = ""
+    """Path of the distributions of its training data, relative to the root of the registry; empty without any."""
 
     @property
     def uri(self) -> str:
@@ -82,6 +84,7 @@ class VersionRecord:
             "metrics": ", ".join(f"{name} {value:g}" for name, value in self.metrics.items()),
             "tags": ", ".join(f"{name}={value}" for name, value in self.tags.items()),
             "about": self.description,
+            "training": "distributions are known" if self.training else "",
             "from": self.source,
             "created": self.created,
         }
@@ -285,6 +288,8 @@ def _plain(record: Any) -> dict[str, Any]:
     plain = asdict(record)
     if "features" in plain:
         plain["features"] = [_plain_feature(feature) for feature in plain["features"]]
+    if not plain.get("training"):
+        plain.pop("training", None)
     return plain
 
 

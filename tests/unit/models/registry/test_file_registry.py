@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import dask.config
+import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.common.digest import digest_bytes
+from pipeline.common.sketch import MOST_COLUMNS, NumberSketch, Sketches
 from pipeline.errors import ConflictError, ModelDigestMismatch, ModelError, RefusedForSafety, SpecError, StateCorrupt
 from pipeline.models.registry.client import Registry
 from pipeline.models.registry.file_registry import BuiltInRegistry, VersionMetadata
 from pipeline.models.registry.records import AliasRecord, VersionRecord, previous_target, targets
+from pipeline.models.registry.training import training_sketches
 from pipeline.spec.model_ref import ModelRef
 from pipeline.testing.oracle import train_model
 
@@ -101,6 +105,29 @@ def test_the_same_file_again_is_the_same_version(filled: BuiltInRegistry, models
     new = filled.register("churn", models[1], VersionMetadata(metrics={"auc": 0.8}), again=True)
     assert (new.is_new, new.record.version, new.record.digest) == (True, 4, again.record.digest)
     assert filled.register("other", models[1], VersionMetadata()).record.version == 1
+
+
+def test_distributions_of_training_data_belong_to_a_version(registry: BuiltInRegistry, models: list[bytes]) -> None:
+    sketches = Sketches()
+    columns = {f"other_{number}": np.arange(3.0) for number in range(40)} | {"age": np.array([20.0, 30.0, 40.0])}
+    sketches.add(pa.table(columns))
+    record = registry.register("churn", models[0], VersionMetadata(training=sketches)).record
+    assert VersionRecord.from_json(record.to_json_bytes(), where="x") == record
+    found = training_sketches(registry.resolve(ModelRef("models:/churn/1")))
+    assert found is not None
+    assert len(found.columns) == MOST_COLUMNS
+    age = found.columns["age"]
+    assert isinstance(age, NumberSketch)
+    assert age.mean == 30
+    # The same bytes again: the version as it is, unless its training data are said to be others.
+    assert not registry.register("churn", models[0], VersionMetadata()).is_new
+    sketches.add(pa.table(columns))
+    with pytest.raises(ConflictError, match="versions never change"):
+        registry.register("churn", models[0], VersionMetadata(training=sketches))
+    registry.store.replace(record.training, b"{}")
+    with pytest.raises(StateCorrupt, match="training data"):
+        training_sketches(registry.resolve(ModelRef("models:/churn/1")))
+    assert "training" not in json.loads(registry.register("churn", models[1], VersionMetadata()).record.to_json_bytes())
 
 
 def test_an_alias_keeps_its_history(filled: BuiltInRegistry) -> None:
