@@ -20,7 +20,7 @@ from pipeline.cli.options import (
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.execution.clusters.jobqueue import Slurm
+    from pipeline.execution.clusters.batch_systems import Slurm
     from pipeline.service.submit import SubmitResult
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec

@@ -17,7 +17,7 @@ from pipeline.common.units import utc_now
 from pipeline.errors import InfrastructureError, SpecError
 from pipeline.execution.clusters import ClusterAdapter
 from pipeline.execution.clusters.batch_commands import SYSTEMS, CommandFailed
-from pipeline.execution.clusters.jobqueue import Slurm
+from pipeline.execution.clusters.batch_systems import Slurm
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS

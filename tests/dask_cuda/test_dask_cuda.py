@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.devices.inventory import read_inventory
 from pipeline.execution.clusters import open_cluster
-from pipeline.execution.clusters.jobqueue import Slurm
+from pipeline.execution.clusters.batch_systems import Slurm
 from pipeline.execution.clusters.local_cuda import LocalGpus
 from pipeline.settings import Settings
 from pipeline.testing.fake_nvml import Card, FakeNvml, nvml

@@ -201,7 +201,9 @@ def test_a_refused_job_is_an_error_at_once(slurm: dict[str, str], site: Path, la
 
 
 def test_the_driver_runs_as_a_batch_job(slurm: dict[str, str], site: Path, lake: Lake, model_path: Path) -> None:
-    write_job(site, lake, model_path, jobs=1, driver={"memory": "1500 MiB"})
+    """Slurm refuses the first queue of the workers, and takes the second."""
+    driver, shapes = {"memory": "1500 MiB", "queue": "main"}, [{"queue": "main"}]
+    write_job(site, lake, model_path, jobs=1, queue="mian", shapes=shapes, driver=driver)
     submitted = pipeline(slurm, site, "submit", "job.yaml", "--job", "own-1", "--cluster", "site", "--driver", "batch")
     assert submitted.returncode == 0, submitted.stderr
     assert len(jobs(slurm)) == 1
@@ -210,5 +212,6 @@ def test_the_driver_runs_as_a_batch_job(slurm: dict[str, str], site: Path, lake:
     assert ended.returncode == 0, output.read_text()
     wait_until(lambda: jobs(slurm) == {}, what="driver and workers are gone", seconds=60)
     assert "the driver ended with exit status 0" in output.read_text()
+    assert "jobs request other than at first: shape 1" in output.read_text()
     result = pq.read_table(site / "out").to_pandas()
     pd.testing.assert_frame_equal(result, oracle(lake.files, model_path), check_exact=True)

@@ -31,11 +31,11 @@ BUILT_IN = {
     "local-cuda": "pipeline.execution.clusters.local_cuda:LocalGpus",
     "address": "pipeline.execution.clusters.address:ExistingScheduler",
     "handed": "pipeline.execution.clusters.handed:HandedScheduler",
-    "slurm": "pipeline.execution.clusters.jobqueue:Slurm",
-    "pbs": "pipeline.execution.clusters.jobqueue:PBS",
-    "sge": "pipeline.execution.clusters.jobqueue:SGE",
-    "lsf": "pipeline.execution.clusters.jobqueue:LSF",
-    "htcondor": "pipeline.execution.clusters.jobqueue:HTCondor",
+    "slurm": "pipeline.execution.clusters.batch_systems:Slurm",
+    "pbs": "pipeline.execution.clusters.batch_systems:PBS",
+    "sge": "pipeline.execution.clusters.batch_systems:SGE",
+    "lsf": "pipeline.execution.clusters.batch_systems:LSF",
+    "htcondor": "pipeline.execution.clusters.batch_systems:HTCondor",
 }
 
 DASK_CONFIG: dict[str, Any] = {

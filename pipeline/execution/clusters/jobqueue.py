@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipeline.execution.clusters.batch_commands import SYSTEMS
 from pipeline.execution.clusters.devices import ExpectedGpus
 from pipeline.execution.clusters.lazy_dashboard import add_dashboard
 from pipeline.execution.clusters.pool import Pool, PoolPolicy
+from pipeline.execution.clusters.requests import FIRST, GROWTH, Request, Shape
 from pipeline.execution.clusters.security import LOOPBACK, Certificates, certificates_in, check_dashboard, is_loopback
 from pipeline.execution.clusters.site_config import site_lines, site_option
 from pipeline.execution.clusters.worker_drain import LIFETIME, STAGGER, STARTED
@@ -63,6 +64,8 @@ NANNY_SETUP = "pipeline.execution.clusters.nanny_setup"
 WALLTIME = "1 hour"
 """Walltime if neither the file nor the site says one."""
 _DRIVER = frozenset(("walltime", "cores", "memory", "queue"))
+_SHAPE = frozenset(("queue", "account", "cores", "memory", "walltime", "options"))
+_GROW = frozenset(("memory", "walltime"))
 DRIVER_MEMORY = "4 GiB"
 CUDA_WORKER = "dask_cuda.cli"
 """Module that starts a worker process for each GPU of a job."""
@@ -72,6 +75,12 @@ def job_name(directory: str) -> str:
     """Return the name of the batch jobs of the job in ``directory``."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.rstrip("/").rpartition("/")[2])
     return f"{WORKER_NAME}-{name}" if name else WORKER_NAME
+
+
+def _parameters(job: Any) -> set[str]:
+    """Return the arguments of a job class of dask-jobqueue, and of its base."""
+    owners = (job, job.__mro__[1])
+    return {name for owner in owners for name in inspect.signature(owner.__init__).parameters}
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,14 @@ class BatchSystem:
     driver: Mapping[str, Any] = field(default_factory=dict)
     """Batch job of the driver, with ``submit --driver batch``: ``walltime``, ``cores`` (1), ``memory`` (4 GiB) and
     ``queue``; walltime and queue are those of the workers by default."""
+    grow: Mapping[str, Any] = field(default_factory=dict)
+    """Limits up to which ``memory`` and ``walltime`` grow by half for the jobs that follow one that was killed for
+    them, such as ``{memory: 128 GiB}``. Default: they stay."""
+    shapes: Sequence[Mapping[str, Any]] = ()
+    """Other jobs to submit when those of the fields above are refused or wait long in the queue, in order: each has any
+    of ``queue``, ``account``, ``cores``, ``memory``, ``walltime`` and ``options``, and the rest from above."""
+    shape_wait: str = "10 minutes"
+    """Time in the queue after which a job of the next of ``shapes`` is submitted in place of one."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of dask-jobqueue's class, such as ``job_extra_directives``, ``python``, ``local_directory``."""
 
@@ -143,6 +160,7 @@ class BatchSystem:
             raise self._invalid(f"driver.{unknown[0]}", str(self.driver[unknown[0]]), ", ".join(sorted(_DRIVER)))
         allowed_device_memory(self.device_memory, free=0)
         self._check_gpus()
+        self._check_requests()
         least = self._stagger() + self._closing() + LEAST_WORK_SECONDS
         if self._seconds("walltime") < least:
             parts = (
@@ -172,6 +190,75 @@ class BatchSystem:
             # Frozen, as all adapters are.
             object.__setattr__(self, name, value if name == "cores" else str(value))
 
+    def _check_requests(self) -> None:
+        """Check the other shapes, which are cluster files of their own, and the limits up to which jobs grow."""
+        for number, shape in enumerate(self.shapes):
+            unknown = sorted(set(shape) - _SHAPE) if isinstance(shape, Mapping) else [str(shape)]
+            if unknown or not shape:
+                found = unknown[0] if unknown else "no field"
+                raise self._invalid(f"shapes.{number}", found, f"any of {', '.join(sorted(_SHAPE))}")
+        for system in self._systems[1:]:
+            # Made, and so checked.
+            system._bytes()
+        if self.shapes:
+            self._seconds("shape_wait")
+        unknown = sorted(set(self.grow) - _GROW)
+        if unknown:
+            raise self._invalid(f"grow.{unknown[0]}", str(self.grow[unknown[0]]), ", ".join(sorted(_GROW)))
+        if "memory" in self.grow and self._grown_bytes(1) == self._bytes():
+            raise self._invalid("grow.memory", str(self.grow["memory"]), f"more than memory: {self.memory}")
+        if "walltime" in self.grow and self._grown_seconds(1) == self._seconds("walltime"):
+            raise self._invalid("grow.walltime", str(self.grow["walltime"]), f"more than walltime: {self.walltime}")
+
+    @property
+    def _systems(self) -> tuple[BatchSystem, ...]:
+        """The fields of each shape, the first that of the file itself."""
+        plain = replace(self, shapes=(), grow={}) if self.shapes else self
+        made = [
+            replace(plain, **{**shape, "options": {**self.options, **shape.get("options", {})}})
+            for shape in self.shapes
+        ]
+        return (self, *made)
+
+    def _grown_bytes(self, steps: int) -> int:
+        """Return the memory of a job whose memory has grown so many times."""
+        limit = self._parse_bytes("grow.memory", str(self.grow.get("memory", self.memory)))
+        return max(self._bytes(), min(limit, int(self._bytes() * GROWTH**steps)))
+
+    def _grown_seconds(self, steps: int) -> float:
+        """Return the walltime of a job whose walltime has grown so many times."""
+        seconds = self._seconds("walltime")
+        limit = self._parse_seconds("grow.walltime", str(self.grow.get("walltime", self.walltime)))
+        return max(seconds, min(limit, seconds * GROWTH**steps))
+
+    def grown(self, request: Request) -> BatchSystem:
+        """Return the fields of the jobs of a request."""
+        system = self._systems[request.shape]
+        memory, walltime = system.memory, system.walltime
+        if request.memory:
+            memory = f"{replace(system, grow=self.grow)._grown_bytes(request.memory)} B"
+        if request.walltime:
+            walltime = f"{replace(system, grow=self.grow)._grown_seconds(request.walltime):.0f} s"
+        return replace(system, shapes=(), grow={}, memory=memory, walltime=walltime)
+
+    def _steps(self, name: str) -> int:
+        """Return how often ``memory`` or ``walltime`` can grow until it reaches its limit."""
+        value = self._grown_bytes if name == "memory" else self._grown_seconds
+        if name not in self.grow:
+            return 0
+        return next(steps for steps in range(64) if value(steps) == value(steps + 1))
+
+    def shape_of(self, number: int) -> Shape:
+        """Return the size of the jobs of a shape."""
+        system = replace(self._systems[number], shapes=(), grow=self.grow) if number else self
+        steps = system._steps("walltime")
+        grown = [self.grown(Request(number, walltime=step)) for step in range(steps + 1)]
+        return Shape(
+            system.processes * system._threads(),
+            tuple(one._lifetime() - one._stagger() for one in grown),
+            system._steps("memory"),
+        )
+
     def _check_gpus(self) -> None:
         """Check that GPUs are requested from the batch system, and that each has a worker process."""
         if not (isinstance(self.gpus, int) and self.gpus >= 0):
@@ -200,6 +287,10 @@ class BatchSystem:
         """Return the directive that requests GPUs; empty where each site has its own."""
         return ""
 
+    def exclude_directives(self, nodes: Collection[str]) -> list[str]:
+        """Return the directives that leave nodes out; empty where there are none for that."""
+        return []
+
     def expected_gpus(self) -> list[ExpectedGpus]:
         """Return the GPUs that the cluster will have at most; what kind they are is known on the nodes."""
         return [ExpectedGpus(self._jobs() * self.gpus)] if self.gpus else []
@@ -208,8 +299,13 @@ class BatchSystem:
 
     def limits(self) -> Limits:
         """Return workers, threads and memory, from the file and the settings. Nothing is submitted."""
-        jobs = self._jobs()
-        return Limits(workers=jobs * self.processes, threads=self._threads(), memory=self._bytes() // self.processes)
+        jobs, systems = self._jobs(), self._systems
+        # Partitions must fit the jobs of every shape.
+        return Limits(
+            workers=jobs * self.processes,
+            threads=min(system._threads() for system in systems),
+            memory=min(system._bytes() for system in systems) // self.processes,
+        )
 
     def describe_start(self) -> str:
         """Return the number of jobs and workers, and the longest wait for the first one."""
@@ -226,10 +322,13 @@ class BatchSystem:
         return self.settings.threads or self.cores // self.processes
 
     def _bytes(self) -> int:
+        return self._parse_bytes("memory", self.memory)
+
+    def _parse_bytes(self, name: str, text: str) -> int:
         try:
-            return int(parse_bytes(self.memory))
+            return int(parse_bytes(text))
         except ValueError as error:
-            raise self._invalid("memory", repr(self.memory), "a size such as 16 GiB") from error
+            raise self._invalid(name, repr(text), "a size such as 16 GiB") from error
 
     def _seconds(self, name: str) -> float:
         """Return the seconds of a field that is a duration."""
@@ -331,14 +430,13 @@ class BatchSystem:
         """Return the pool of jobs for a running scheduler; nothing is submitted yet."""
         jobs = self._jobs()
         minimum = jobs if self.minimum is None else min(self.minimum, jobs)
-        slots = self.processes * self._threads()
         policy = PoolPolicy(
             jobs,
             minimum,
-            slots,
-            lifetime=self._lifetime() - self._stagger(),
+            tuple(self.shape_of(number) for number in range(len(self.shapes) + 1)),
             lead=self._stagger(),
             patience=self._seconds("wait"),
+            shape_wait=self._seconds("shape_wait"),
         )
         sample = cluster.job_cls(cluster.scheduler.address, name=WORKER_NAME, **cluster._job_kwargs)
         commands = replace(
@@ -346,10 +444,17 @@ class BatchSystem:
         )
         logs = sample.log_directory
         folder = Path(logs or tempfile.mkdtemp(prefix="pipeline-jobs-"))
+        known = set(_parameters(cluster.job_cls)) - {"security", "protocol"}
 
-        def write_script(number: int) -> Path:
+        def write_script(number: int, request: Request, excluded: Collection[str]) -> Path:
+            arguments = dict(cluster._job_kwargs)
+            if request != FIRST or excluded:
+                own = self.grown(request)._arguments(None, directory)
+                directives = [*own.get("job_extra_directives", ()), *self.exclude_directives(excluded)]
+                kept = {name: value for name, value in own.items() if name in known}
+                arguments |= {**kept, **({"job_extra_directives": directives} if directives else {})}
             # The scheduler knows a job by the name of its workers.
-            job = cluster.job_cls(cluster.scheduler.address, name=f"{WORKER_NAME}-{number}", **cluster._job_kwargs)
+            job = cluster.job_cls(cluster.scheduler.address, name=f"{WORKER_NAME}-{number}", **arguments)
             path = folder / SCRIPT
             path.write_text(job.job_script(), encoding="utf-8")
             path.chmod(0o700)
@@ -377,8 +482,7 @@ class BatchSystem:
                 next_step='pip install ".[jobqueue]"',
             ) from error
         cluster = getattr(dask_jobqueue, f"{self.name}Cluster")
-        owners = (cluster.job_cls, dask_jobqueue.core.Job)
-        known = {name for owner in owners for name in inspect.signature(owner.__init__).parameters}
+        known = _parameters(cluster.job_cls)
         unknown = sorted(set(self.options) - known)
         if unknown:
             raise self._invalid(
@@ -477,99 +581,3 @@ class BatchSystem:
 
         # The pool ends the wait: it knows of the jobs in the queue.
         wait_in_slices(wait, timeout=math.inf)
-
-
-@dataclass(frozen=True)
-class Slurm(BatchSystem):
-    """``type: slurm``."""
-
-    name = "SLURM"
-    commands = ("sbatch", "scancel")
-
-    def gpu_directive(self) -> str:
-        """Return Slurm's request, which names no type of GPU."""
-        return f"--gpus-per-node={self.gpus}"
-
-    def driver_seconds(self) -> float:
-        """Return the walltime of the driver's own batch job."""
-        return self._parse_seconds("driver.walltime", str(self.driver.get("walltime", self.walltime)))
-
-    def driver_directives(self, *, name: str, output: str, signal: int) -> list[str]:
-        """Return the directives for the driver's own batch job.
-
-        :param signal: seconds before its end at which its shell gets SIGTERM.
-        """
-        memory = int(parse_bytes(str(self.driver.get("memory", DRIVER_MEMORY)))) >> 20
-        queue = self.driver.get("queue", self.queue)
-        options = [
-            f"--job-name={name}",
-            f"--output={output}",
-            "--open-mode=append",
-            "--requeue",
-            f"--signal=B:TERM@{signal}",
-            "--nodes=1",
-            "--ntasks=1",
-            f"--cpus-per-task={self.driver.get('cores', 1)}",
-            f"--mem={memory}M",
-            f"--time={self.clock(self.driver_seconds())}",
-            *([f"--partition={queue}"] if queue else []),
-            *([f"--account={self.account}"] if self.account else []),
-        ]
-        return [f"#SBATCH {option}" for option in options]
-
-
-@dataclass(frozen=True)
-class PBS(BatchSystem):
-    """``type: pbs``: OpenPBS, PBS Professional, Torque."""
-
-    name = "PBS"
-    commands = ("qsub", "qdel")
-    gpu_options = ("resource_spec", "job_extra_directives")
-    gpu_example = "select=1:ncpus=16:ngpus={gpus}:mem=64GB"
-
-
-@dataclass(frozen=True)
-class SGE(BatchSystem):
-    """``type: sge``: Grid Engine and its successors."""
-
-    name = "SGE"
-    commands = ("qsub", "qdel")
-    account_key = "project"
-    gpu_options = ("resource_spec", "job_extra_directives")
-    gpu_example = "gpu={gpus}"
-
-
-@dataclass(frozen=True)
-class LSF(BatchSystem):
-    """``type: lsf``."""
-
-    name = "LSF"
-    commands = ("bsub", "bkill")
-    account_key = "project"
-    gpu_example = '["-gpu num={gpus}"]'
-
-    @staticmethod
-    def clock(seconds: float) -> str:
-        """Return a walltime as ``HH:MM``."""
-        return f"{int(seconds) // 3600:02d}:{int(seconds) % 3600 // 60:02d}"
-
-
-@dataclass(frozen=True)
-class HTCondor(BatchSystem):
-    """``type: htcondor``. HTCondor has no walltime and no queues; workers still leave at the end of their lifetime."""
-
-    name = "HTCondor"
-    commands = ("condor_submit", "condor_rm")
-    walltime_key = None
-    account_key = "accounting_group"
-    gpu_example = "{{request_gpus: {gpus}}}"
-
-    def _arguments(self, certificates: Certificates | None, directory: str) -> dict[str, Any]:
-        arguments = super()._arguments(certificates, directory)
-        arguments.pop("queue", None)
-        account = arguments.pop(self.account_key, None)
-        if account:
-            extra = dict(arguments.get("job_extra_directives") or {})
-            arguments["job_extra_directives"] = {self.account_key: account, **extra}
-        # A default that ``options`` may override.
-        return {"disk": "1 GiB", **arguments}

@@ -6,7 +6,8 @@ what the batch system and the scheduler tell, with the time as an argument. The 
 
 A replacement is submitted as soon as a job is gone, and before its workers leave: earlier by the median of the time
 that jobs have needed from submission to their first worker. A batch system that does not answer is tried again at
-growing intervals. A request that it refuses is an error at once, unless workers are there.
+growing intervals. A request that it refuses is an error at once, unless workers are there, or another shape is left;
+see `pipeline.execution.clusters.requests`. A node on which jobs end before they join, while others work, is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.common.units import plural
+from pipeline.execution.clusters.requests import FIRST, Request, Requests, Shape
 
 POLL_SECONDS = 15.0
 """Seconds between two questions about all jobs of a pool."""
@@ -36,6 +38,8 @@ EARLY_DEATHS = 3
 """Jobs in a row that end before a worker has joined, after which the pool gives up if it has no worker."""
 VERDICT_SECONDS = 20.0
 """Seconds in which the loss of a worker must be explained; then nobody is blamed."""
+EARLY_DEATHS_OF_NODE = 2
+"""Jobs that end on a node before a worker has joined, after which the node is left out if other nodes work."""
 RECENT = 16
 """Number of last jobs from which the time from submission to the first worker is computed."""
 
@@ -97,14 +101,14 @@ class PoolPolicy:
     """Jobs at work at a time."""
     minimum: int
     """Jobs at work even if little work is left."""
-    slots: int
-    """Partitions that a job runs at a time."""
-    lifetime: float
-    """Seconds from the start of a job until the first of its workers leaves."""
+    shapes: tuple[Shape, ...]
+    """Sizes of jobs, in the order in which they are tried."""
     lead: float
     """Least seconds between the submission of a replacement and the end of the job that it replaces."""
     patience: float
     """Seconds without any worker, while jobs wait in the queue, after which the pool gives up."""
+    shape_wait: float = 600.0
+    """Seconds in the queue after which a job of the next shape is submitted in its place."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class PoolJob:
     id: str
     """Id that the batch system gave it."""
     submitted: float
+    request: Request = FIRST
     phase: Phase = Phase.QUEUED
     started: float | None = None
     joined: float | None = None
@@ -180,10 +185,15 @@ class Pool:
     """Text of the last command that failed in passing; empty: the last one worked."""
     early: list[str] = field(default_factory=list)
     """Ids of the jobs in a row that ended before a worker had joined."""
+    excluded: set[str] = field(default_factory=set)
+    """Nodes that are left out."""
     last_worker: float | None = None
     """Time at which a worker was connected last; None: never."""
     opened: float | None = None
     """Time of the first decision."""
+    _requests: Requests = field(init=False)
+    _early_nodes: Counter[str] = field(default_factory=Counter)
+    """Jobs that ended before a worker had joined, by node."""
     _delays: list[float] = field(default_factory=list)
     _losses: dict[str, Loss] = field(default_factory=dict)
     """Losses that are not explained yet, by the address of the worker."""
@@ -191,21 +201,28 @@ class Pool:
     _addresses: dict[str, int] = field(default_factory=dict)
     """Number of the job of each worker that is or was connected."""
 
+    def __post_init__(self) -> None:
+        self._requests = Requests(self.policy.shapes)
+
     # What happened
 
-    def job_submitted(self, id: str, *, now: float) -> PoolJob:
+    def job_submitted(self, id: str, request: Request = FIRST, *, now: float) -> PoolJob:
         """Record a job that the batch system has accepted."""
         self.count += 1
-        job = self.jobs[self.count] = PoolJob(self.count, id, now)
+        job = self.jobs[self.count] = PoolJob(self.count, id, now, request)
+        self._requests.accepted(request)
         self.failures, self.refusal, self.trouble = 0, "", ""
         return job
 
-    def submission_failed(self, text: str, *, is_refused: bool, now: float) -> None:
+    def submission_failed(self, text: str, request: Request = FIRST, *, is_refused: bool, now: float) -> None:
         """Record a job that was not submitted.
 
         :param text: what the batch system said.
         :param is_refused: True if the same request would be refused again.
         """
+        if is_refused and self._requests.refused(request, now=now):
+            self.trouble = text
+            return
         self.failures += 1
         self.submit_from = now + min(LAST_DELAY, FIRST_DELAY * 2.0 ** (self.failures - 1))
         if is_refused:
@@ -279,8 +296,17 @@ class Pool:
 
     def _job_gone(self, job: PoolJob, *, now: float) -> None:
         del self.jobs[job.number]
+        self._requests.grow(
+            job.request,
+            memory=job.status.end is JobEnd.OUT_OF_MEMORY,
+            walltime=job.status.end is JobEnd.TIMEOUT,
+        )
         if job.joined is not None or job.status.end in BLAMELESS:
             return
+        if node := job.status.node:
+            self._early_nodes[node] += 1
+            if self._early_nodes[node] >= EARLY_DEATHS_OF_NODE and self.last_worker is not None:
+                self.excluded.add(node)
         self.early.append(job.id)
         self.submit_from = max(self.submit_from, now + min(LAST_DELAY, FIRST_DELAY * 2.0 ** len(self.early)))
 
@@ -312,8 +338,30 @@ class Pool:
             self.opened = now
         if now < self.submit_from:
             return 0
-        staying = [job for job in self.jobs.values() if not self._is_due(job, now=now)]
-        return max(0, self.wanted - len(staying))
+        late = self._late_shapes(now=now)
+        request = self._requests.next(late=late, now=now)
+        # A job that waits long has a job of another shape beside it, until one of them starts.
+        late = late if request is not None and request.shape not in late else frozenset()
+        staying = [
+            job
+            for job in self.jobs.values()
+            if not self._is_due(job, now=now) and not (job.phase is Phase.QUEUED and job.request.shape in late)
+        ]
+        return max(0, self.wanted - len(staying)) if request is not None else 0
+
+    def next_request(self, *, now: float) -> Request:
+        """Return what the next job requests."""
+        return self._requests.next(late=self._late_shapes(now=now), now=now) or FIRST
+
+    def _late_shapes(self, *, now: float) -> frozenset[int]:
+        """Return the shapes of which no job runs, and one waits long or forever."""
+        running = {job.request.shape for job in self.jobs.values() if job.phase is not Phase.QUEUED}
+        waiting = (
+            job.request.shape
+            for job in self.jobs.values()
+            if job.phase is Phase.QUEUED and (job.status.is_impossible or now - job.submitted > self.policy.shape_wait)
+        )
+        return frozenset(waiting) - running
 
     @property
     def wanted(self) -> int:
@@ -321,7 +369,7 @@ class Pool:
         policy = self.policy
         if self.demand is None:
             return policy.jobs
-        return min(policy.jobs, max(policy.minimum, -(-self.demand // max(1, policy.slots))))
+        return min(policy.jobs, max(policy.minimum, -(-self.demand // max(1, policy.shapes[0].slots))))
 
     def surplus(self, *, now: float) -> list[PoolJob]:
         """Return queued jobs that are not needed any more, the newest first.
@@ -335,8 +383,9 @@ class Pool:
 
     def _has_work_to_spare(self) -> bool:
         """True if all partitions that are not done already have a place: queued jobs would start for nothing."""
-        joined = sum(job.phase is Phase.JOINED for job in self.jobs.values())
-        return self.demand is not None and joined * self.policy.slots >= self.demand and joined >= self.policy.minimum
+        joined = [job for job in self.jobs.values() if job.phase is Phase.JOINED]
+        slots = sum(self._requests.slots(job.request) for job in joined)
+        return self.demand is not None and slots >= self.demand and len(joined) >= self.policy.minimum
 
     def _is_due(self, job: PoolJob, *, now: float) -> bool:
         """True if a replacement for the job must be on its way."""
@@ -344,7 +393,7 @@ class Pool:
             return True
         if job.started is None or job.phase is not Phase.JOINED:
             return False
-        return now >= job.started + self.policy.lifetime - self.lead
+        return now >= job.started + self._requests.lifetime(job.request) - self.lead
 
     @property
     def lead(self) -> float:
@@ -388,7 +437,8 @@ class Pool:
         if self.refusal and not self.jobs:
             return GiveUp("the batch system refused a job", self.refusal, is_refused=True)
         impossible = [job for job in self.jobs.values() if job.phase is Phase.QUEUED and job.status.is_impossible]
-        if impossible and len(impossible) == len(self.jobs):
+        is_last = self.next_request(now=now).shape in {job.request.shape for job in impossible}
+        if impossible and len(impossible) == len(self.jobs) and is_last:
             found = f"job {impossible[0].id} waits for what no node has: {impossible[0].status.reason}"
             return GiveUp("no node fits the request for a job", found, is_refused=True)
         if len(self.early) >= EARLY_DEATHS and not self.jobs:

@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.common.units import iso_time, plural, utc_now
 from pipeline.errors import NoWorkers, PipelineError, SpecError
 from pipeline.execution.clusters.batch_commands import BatchCommands, CommandFailed
 from pipeline.execution.clusters.pool import BLAMELESS, GiveUp, JobEnd, Pool, PoolJob, to_record
+from pipeline.execution.clusters.requests import Request
 from pipeline.execution.worker_events import LossCause, WorkerSupply
 from pipeline.jobs import layout
 from pipeline.storage.store import Store
@@ -82,7 +83,8 @@ def _is_expected(scheduler: Any, worker: str) -> bool:
 class WorkerPool:
     """The jobs of one cluster, from the first submission to the last cancellation.
 
-    :param write_script: writes the script of a job with a number, and returns its path.
+    :param write_script: writes the script of a job with a number and a request, without nodes that are left out, and
+        returns its path.
     :param where: the cluster, for messages.
     :param store: the job directory; None: nothing is recorded.
     :param logs: folder of the output of the jobs; None: unknown.
@@ -93,7 +95,7 @@ class WorkerPool:
         self,
         pool: Pool,
         commands: BatchCommands,
-        write_script: Callable[[int], Path],
+        write_script: Callable[[int, Request, Collection[str]], Path],
         *,
         where: str,
         store: Store | None = None,
@@ -119,6 +121,7 @@ class WorkerPool:
         self._trouble = ""
         self._log_tail = ""
         self._script = ""
+        self._requests_said: set[str] = set()
 
     # Lifecycle
 
@@ -223,13 +226,15 @@ class WorkerPool:
         return ""
 
     def _submit(self) -> bool:
+        with self._lock:
+            request, excluded = self._pool.next_request(now=self._clock()), sorted(self._pool.excluded)
         try:
-            script = self._write_script(self._pool.count + 1)
+            script = self._write_script(self._pool.count + 1, request, excluded)
             self._script = str(script)
             id = self._commands.submit(script)
         except CommandFailed as error:
             with self._lock:
-                self._pool.submission_failed(error.text, is_refused=error.is_refused, now=self._clock())
+                self._pool.submission_failed(error.text, request, is_refused=error.is_refused, now=self._clock())
             if error.text != self._trouble:
                 self._trouble = error.text
                 what = "refused a job" if error.is_refused else "did not take a job, which is tried again"
@@ -237,11 +242,22 @@ class WorkerPool:
             return False
         self._trouble = ""
         with self._lock:
-            job = self._pool.job_submitted(id, now=self._clock())
-        logger.info("%s: submitted job %s as %s", self._where, job.number, id)
+            job = self._pool.job_submitted(id, request, now=self._clock())
+        logger.info("%s: submitted job %s as %s%s", self._where, job.number, id, self._request_text(request))
         # At once: a driver that is killed now must not leave a job that nobody knows.
         self._write_record()
         return True
+
+    def _request_text(self, request: Request) -> str:
+        """Return what sets a request apart from the first one; empty for that."""
+        parts = [f"shape {request.shape}"] if request.shape else []
+        parts += [f"memory × {request.memory_factor:g}"] if request.memory else []
+        parts += [f"walltime × {request.walltime_factor:g}"] if request.walltime else []
+        text = f", {', '.join(parts)}" if parts else ""
+        if text and text not in self._requests_said:
+            self._requests_said.add(text)
+            logger.warning("%s: jobs request other than at first: %s", self._where, text[2:])
+        return text
 
     def _say(self) -> None:
         """Log what is waited for, once a minute while there is no worker."""

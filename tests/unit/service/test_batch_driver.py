@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.execution.clusters.jobqueue import PBS, Slurm
+from pipeline.execution.clusters.batch_systems import PBS, Slurm
 from pipeline.service.batch_driver import IDLE_STARTS, check_batch_driver, driver_script
 from pipeline.settings import Settings
 from pipeline.testing.processes import wait_until

@@ -17,7 +17,10 @@ import pytest
 
 from pipeline.errors import RefusedForSafety, SpecError
 from pipeline.execution.clusters import find_cluster
-from pipeline.execution.clusters.jobqueue import LSF, PBS, SGE, BatchSystem, HTCondor, Slurm
+from pipeline.execution.clusters.batch_systems import LSF, PBS, SGE, HTCondor, Slurm
+from pipeline.execution.clusters.jobqueue import BatchSystem
+from pipeline.execution.clusters.pool import JobEnd, JobStatus
+from pipeline.execution.clusters.requests import Request
 from pipeline.execution.clusters.security import Certificates, make_certificates
 from pipeline.plan.plan import Limits
 from pipeline.settings import Settings
@@ -326,6 +329,54 @@ class TestPool:
         assert caught.value.found == "sbatch: error: invalid partition specified: mian"
         script = Path(caught.value.where.rpartition(" ")[2])
         assert "#SBATCH -J pipeline-a-1" in script.read_text()
+
+    def test_each_request_has_a_script_of_its_own(self, commands: Path, tmp_path: Path) -> None:
+        """A queue that refuses, and a job killed for memory; the lifetime follows the walltime."""
+        command(commands, "sbatch", f"cp $1 {commands}/script; grep -q 'p short' $1 && exit 1; echo 7")
+        shapes = ({"queue": "long", "walltime": "2:00:00", "memory": "12 GiB", "options": {"job_cpu": 3}},)
+        system = slurm(queue="short", shapes=shapes, grow={"memory": "16 GiB", "walltime": "03:00:00"})
+        cluster = system.make(None)
+        try:
+            workers = system._worker_pool(cluster, str(tmp_path / "a-1"))
+            workers.turn()
+            workers.turn()
+            text = (commands / "script").read_text()
+            assert "#SBATCH -p long" in text
+            assert "#SBATCH -t 02:00:00" in text
+            assert "#SBATCH --mem=12G" in text
+            assert "#SBATCH --cpus-per-task=3" in text
+            lifetime = int(text.partition("_LIFETIME=")[2].split()[0])
+            assert lifetime == 7200 - 60
+            pool = workers._pool
+            assert [job.request for job in pool.jobs.values()] == [Request(1)]
+            pool.worker_joined(2, "w", now=0)
+            pool.asked({"7": JobStatus(end=JobEnd.OUT_OF_MEMORY)}, now=0)
+            pool.excluded.add("n3")
+            workers.turn()
+            text = (commands / "script").read_text()
+            assert "#SBATCH --mem=16G" in text
+            assert "--memory-limit 16.00GiB" in text
+            assert "#SBATCH --exclude=n3" in text
+        finally:
+            cluster.close(timeout=20)
+        assert system.limits().memory == 8 << 30, "a partition fits a job of each shape"
+
+    @pytest.mark.parametrize(
+        ("fields", "where"),
+        [
+            ({"shapes": [{"partition": "long"}]}, "shapes.0"),
+            ({"shapes": [{}]}, "shapes.0"),
+            ({"shapes": [{"walltime": "soon"}]}, "walltime"),
+            ({"shapes": [{"queue": "x"}], "shape_wait": "soon"}, "shape_wait"),
+            ({"grow": {"cores": 8}}, "grow.cores"),
+            ({"grow": {"memory": "4 GiB"}}, "grow.memory"),
+            ({"grow": {"walltime": "10 minutes"}}, "grow.walltime"),
+        ],
+    )
+    def test_requests_that_cannot_be_made_are_refused(self, fields: dict[str, Any], where: str) -> None:
+        with pytest.raises(SpecError, match="invalid value in a cluster file") as caught:
+            slurm(**fields)
+        assert caught.value.where == f"type: slurm, {where}"
 
     def test_jobs_of_a_killed_driver_are_cancelled(self, commands: Path, tmp_path: Path) -> None:
         """Those that have the name of the job, and have not ended: an id may have been given to another job."""

@@ -19,8 +19,9 @@ from pipeline.execution.clusters.pool import (
     PoolPolicy,
     Verdict,
 )
+from pipeline.execution.clusters.requests import FIRST, Request, Shape
 
-POLICY = PoolPolicy(jobs=3, minimum=3, slots=2, lifetime=1000.0, lead=60.0, patience=3600.0)
+POLICY = PoolPolicy(jobs=3, minimum=3, shapes=(Shape(slots=2, lifetimes=(1000.0,)),), lead=60.0, patience=3600.0)
 RUNNING = JobStatus(is_running=True)
 
 
@@ -114,6 +115,72 @@ class TestSubmission:
         assert [job.id for job in pool.surplus(now=15)] == ["new"]
         pool.job_cancelled(4)
         assert pool.jobs_to_submit(now=15) == 0
+
+
+class TestRequests:
+    TWO = replace(POLICY, shapes=(Shape(2, (1000.0, 1500.0), memory_steps=1), Shape(4, (5000.0,))), shape_wait=100)
+
+    @pytest.mark.parametrize(
+        ("end", "request_"),
+        [
+            (JobEnd.OUT_OF_MEMORY, Request(memory=1)),
+            (JobEnd.TIMEOUT, Request(walltime=1)),
+            (JobEnd.PREEMPTED, FIRST),
+            (JobEnd.FAILED, FIRST),
+        ],
+    )
+    def test_a_job_killed_for_its_size_is_followed_by_larger_ones(self, end: JobEnd, request_: Request) -> None:
+        pool = Pool(self.TWO)
+        joined(pool, count=3)
+        pool.asked(listing(pool, j1=JobStatus(end=end), j2=JobStatus(end=end)), now=15)
+        assert pool.next_request(now=15) == request_
+        job = pool.job_submitted("grown", request_, now=15)
+        pool.worker_joined(job.number, "grown", now=20)
+        pool.demand = 100
+        assert pool.jobs_to_submit(now=20) == 1
+
+    def test_a_refused_shape_is_no_error_while_there_is_another(self) -> None:
+        pool = Pool(self.TWO)
+        pool.submission_failed("invalid partition", FIRST, is_refused=True, now=0)
+        assert pool.give_up(now=0) is None
+        assert (pool.jobs_to_submit(now=0), pool.next_request(now=0)) == (3, Request(1))
+        pool.submission_failed("invalid account", Request(1), is_refused=True, now=0)
+        reason = pool.give_up(now=0)
+        assert reason is not None
+        assert reason.found == "invalid account"
+        assert pool.jobs_to_submit(now=0) == 0
+
+    @pytest.mark.parametrize("status", [JobStatus(reason="Priority"), JobStatus(is_impossible=True)])
+    def test_jobs_that_wait_long_have_jobs_of_the_next_shape_beside_them(self, status: JobStatus) -> None:
+        pool = Pool(self.TWO)
+        for count in range(3):
+            pool.job_submitted(f"a{count}", now=0)
+        pool.asked({f"a{count}": status for count in range(3)}, now=10)
+        now = 10 if status.is_impossible else 101
+        if not status.is_impossible:
+            assert pool.jobs_to_submit(now=100) == 0
+        assert pool.give_up(now=now) is None
+        assert (pool.jobs_to_submit(now=now), pool.next_request(now=now)) == (3, Request(1))
+        for count in range(3):
+            pool.job_submitted(f"b{count}", Request(1), now=now)
+        assert pool.jobs_to_submit(now=now + 99) == 0
+        # Both wait now: no third set of jobs. Then the second shape starts, and the first is not needed any more.
+        assert pool.jobs_to_submit(now=now + 1000) == 0
+        for number in (4, 5, 6):
+            pool.worker_joined(number, f"w{number}", now=now)
+        pool.demand = 12
+        assert {job.id for job in pool.surplus(now=now)} == {"a0", "a1", "a2"}
+
+    def test_a_node_on_which_jobs_die_is_left_out_once_others_work(self) -> None:
+        pool = Pool(POLICY)
+        for count in range(2):
+            job = pool.job_submitted(f"x{count}", now=0)
+            pool.asked({**listing(pool), job.id: JobStatus(end=JobEnd.FAILED, node="n3")}, now=1)
+        assert not pool.excluded, "it may be the job's own fault"
+        joined(pool, count=1)
+        job = pool.job_submitted("x2", now=2)
+        pool.asked({**listing(pool), job.id: JobStatus(end=JobEnd.FAILED, node="n3")}, now=3)
+        assert pool.excluded == {"n3"}
 
 
 class TestGivingUp:
@@ -249,7 +316,7 @@ class _World:
 @given(st.lists(st.integers(0, 1000), max_size=120))
 def test_every_loss_is_replaced_and_never_too_many_are_alive(choices: list[int]) -> None:
     """Whatever the batch system does: once it works again, all jobs are back within minutes."""
-    world = _World(Pool(replace(POLICY, lifetime=1e6)), choices)
+    world = _World(Pool(replace(POLICY, shapes=(Shape(2, (1e6,)),))), choices)
     while world.choices:
         world.turn()
         assert sum(job.phase is not Phase.LEAVING for job in world.pool.jobs.values()) <= POLICY.jobs
