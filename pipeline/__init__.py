@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DeviceOutOfMemory,
         DiskFull,
         DriverLost,
+        EndpointUnavailable,
         EnvMismatch,
         Fenced,
         GateFailed,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from pipeline.report.verify import Verification
     from pipeline.service.handle import JobHandle
     from pipeline.settings import Settings
+    from pipeline.spec.endpoint import Endpoint, Message, Prices
     from pipeline.spec.gate import Gate
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.parts import (
@@ -117,6 +119,8 @@ __all__ = [
     "DeviceOutOfMemory",
     "DiskFull",
     "DriverLost",
+    "Endpoint",
+    "EndpointUnavailable",
     "EnvMismatch",
     "Errors",
     "FanOut",
@@ -136,6 +140,7 @@ __all__ = [
     "JobLocked",
     "JobSpec",
     "MapStep",
+    "Message",
     "MissingInput",
     "ModelChanged",
     "ModelDigestMismatch",
@@ -152,6 +157,7 @@ __all__ = [
     "PipelineError",
     "PlanMismatch",
     "PlanSummary",
+    "Prices",
     "ReconciliationFailed",
     "RefusedForSafety",
     "Registry",
@@ -207,6 +213,7 @@ _HOMES = {
     "pipeline.report.verify": "Verification",
     "pipeline.service.handle": "JobHandle",
     "pipeline.settings": "Settings",
+    "pipeline.spec.endpoint": "Endpoint Message Prices",
     "pipeline.spec.gate": "Gate",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (

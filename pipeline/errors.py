@@ -44,6 +44,7 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   ├── SchedulerLost             75
     │   ├── SchedulerUnresponsive     75
     │   ├── DriverLost                75
+    │   ├── EndpointUnavailable       75
     │   └── DeviceLost                75
     ├── Cancelled                      8   a user cancelled the job; resume if that was a mistake
     └── Interrupted              128 + n   a signal stopped the driver: resume
@@ -321,6 +322,10 @@ class SchedulerUnresponsive(InfrastructureError):
 
 class DriverLost(InfrastructureError):
     """The driver of a job died, and no server restarts it."""
+
+
+class EndpointUnavailable(InfrastructureError):
+    """The service that scores rows does not answer. What it has answered is kept."""
 
 
 class DeviceLost(InfrastructureError):

@@ -213,7 +213,14 @@ def _override_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def verify(job: str, *, sample: int = 1000, seed: int | None = None, settings: Settings | None = None) -> Verification:
+def verify(
+    job: str,
+    *,
+    sample: int = 1000,
+    seed: int | None = None,
+    call_services: bool = False,
+    settings: Settings | None = None,
+) -> Verification:
     """Prove from the receipts and the data that every row was scored once. The report is not used.
 
     Parameters
@@ -224,6 +231,8 @@ def verify(job: str, *, sample: int = 1000, seed: int | None = None, settings: S
         Rows to score again and compare bit by bit.
     seed : int, optional
         Seed of the sample. Default: another sample each time.
+    call_services : bool, default False
+        Score the sample again also where a service scores, which costs what its answers cost.
     settings : Settings, optional
         Default: ``Settings.load()``.
 
@@ -238,7 +247,7 @@ def verify(job: str, *, sample: int = 1000, seed: int | None = None, settings: S
     True
     """
     directory = find_job((settings or Settings.load()).directory, job)
-    return verify_job(directory, sample=sample, seed=seed)
+    return verify_job(directory, sample=sample, seed=seed, call_services=call_services)
 
 
 def attach(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> JobHandle:

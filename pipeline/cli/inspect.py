@@ -150,14 +150,15 @@ def current_report(job: JobDirectory) -> Report:
 @job_argument
 @click.option("--sample", type=click.IntRange(min=0), default=1000, show_default=True, help="Rows to score again.")
 @click.option("--seed", type=int, help="Seed of the sample. Default: a new sample each time.")
+@click.option("--call-services", is_flag=True, help="Ask services about the sample again, which costs.")
 @directory_option
 @output_options
 @click.pass_context
-def verify(context: click.Context, job: str, sample: int, seed: int | None, directory: str | None) -> None:
+def verify(context: click.Context, /, job: str, directory: str | None, **options: Any) -> None:
     """Prove from the receipts and the data that every row was scored once; score a sample again."""
     from pipeline.report.verify import verify as verify_job
 
-    result = verify_job(_find(job, directory), sample=sample, seed=seed)
+    result = verify_job(_find(job, directory), **options)
     emit(result.to_dict(), result.text)
     if not result.ok:
         context.exit(StateCorrupt.exit_code)

@@ -40,7 +40,7 @@ PROBED = 4
 @click.argument("folder", metavar="[DIR]", default=".")
 @click.option(
     "--template",
-    type=click.Choice(["scikit-learn", "lightgbm", "onnx", "slurm", "gpu"]),
+    type=click.Choice(["scikit-learn", "lightgbm", "onnx", "slurm", "endpoint", "gpu"]),
     help="Make a small example that runs as it is, with data and model.",
 )
 @output_options
@@ -71,7 +71,10 @@ def _write_example(folder: Path, name: str) -> None:
     files = write_starter(folder, name)
     first = STARTERS[name].first
     commands = [f"cd {folder}"] if str(folder) != "." else []
-    commands += [f"python -m pipeline {command} job.yaml" for command in dict.fromkeys((first, "run"))]
+    if first.endswith(".py"):
+        commands += [f"python {first} &", "python -m pipeline run job.yaml"]
+    else:
+        commands += [f"python -m pipeline {command} job.yaml" for command in dict.fromkeys((first, "run"))]
     steps = "\n".join(f"  {command}" for command in commands)
     emit(
         {"path": str(folder / "job.yaml"), "files": files, "next": commands},

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.cli import endpoint_starter
 from pipeline.errors import EnvMismatch, OutputExists
 from pipeline.storage.urls import storage_errors
 
@@ -131,7 +132,9 @@ class Starter:
     files: Mapping[str, str] = field(default_factory=dict)
     """Further files."""
     first: str = "run"
-    """Command that works on any machine."""
+    """Command that works on any machine; a program of the folder must run first where it ends in ``.py``."""
+    job: str = _JOB
+    data: str = _DATA
 
 
 STARTERS = {
@@ -146,6 +149,17 @@ STARTERS = {
         cluster="slurm",
         files={"cluster_configs/slurm.yaml": _SLURM},
         first="plan",
+    ),
+    "endpoint": Starter(
+        "a language model behind a service",
+        "",
+        "stand-in",
+        "xgboost-cpu",
+        output="rating",
+        files={"stand_in.py": endpoint_starter.STAND_IN},
+        first="stand_in.py",
+        job=endpoint_starter.JOB,
+        data=endpoint_starter.DATA,
     ),
     "gpu": Starter(
         "the GPUs of this machine",
@@ -167,9 +181,10 @@ def write_starter(folder: Path, name: str) -> list[str]:
     :raises EnvMismatch: when the library of the model is not installed.
     """
     starter = STARTERS[name]
-    job = _JOB.format(name=f"my-{name}", model=starter.model, output=starter.output, cluster=starter.cluster)
-    files = {"job.yaml": job + starter.more, SCRIPT: _DATA + starter.train, **starter.files}
-    for path in (*files, "data", starter.model):
+    job = starter.job.format(name=f"my-{name}", model=starter.model, output=starter.output, cluster=starter.cluster)
+    files = {"job.yaml": job + starter.more, SCRIPT: starter.data + starter.train, **starter.files}
+    model = [starter.model] if starter.train else []
+    for path in (*files, "data", *model):
         if (folder / path).exists():
             raise OutputExists(
                 "a file of the template exists already", where=str(folder / path), next_step="choose another folder"
@@ -187,4 +202,4 @@ def write_starter(folder: Path, name: str) -> list[str]:
             found=(done.stderr.strip().splitlines() or ["no message"])[-1],
             next_step=f'pip install "dask-batch-pipeline[{starter.extra}]", then run the script in its folder',
         )
-    return [*files, "data/", starter.model]
+    return [*files, "data/", *model]

@@ -84,6 +84,8 @@ steps:
       # iteration_range: best
       # Or a class of your own, and the files that it loads:
       # - score: {model: "my_models:Churn", model_files: weights/}
+      # Or a service with the interface of OpenAI (see docs/endpoints.md, and init --template endpoint):
+      # - score: {endpoint: {url: "http://localhost:8000/v1", model: my-model, messages: "Sum up: {{text}}"}}
       # Demand one format of the file: xgboost, lightgbm, sklearn, onnx or catboost. Default: recognised by its bytes.
       # flavor: xgboost
       # Permit a model file that runs code when it is loaded. Only for files of people you trust.

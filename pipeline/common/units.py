@@ -56,6 +56,11 @@ def parse_bytes(text: str | int, *, where: str = "") -> int:
     return int(value)
 
 
+def format_cost(amount: float) -> str:
+    """Return an amount of money with two decimals, or three significant digits if it is small."""
+    return f"{amount:,.2f}" if abs(amount) >= 1 or not amount else f"{amount:.3g}"
+
+
 def parse_seconds(text: str | float, *, where: str = "") -> float:
     """Return the seconds of ``text``: ``90 s``, ``15 min``, ``2 h``, ``1 d``, or a plain number of seconds, also 0.
 

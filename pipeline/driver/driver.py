@@ -36,6 +36,7 @@ from pipeline.execution.protocols import AttemptResult, Mitigation
 from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.execution.task_set import TaskSet
 from pipeline.execution.worker_events import SharedClusterState
+from pipeline.jobs import layout
 from pipeline.jobs.cancellation import Stop, StopReason, partitions_left, stop_checks
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
@@ -85,6 +86,11 @@ class Driver(JobRun):
     def step_monitor(self) -> StepMonitor:
         """Monitor of the code of the steps."""
         return StepMonitor(self.job, self.lease, self.settings)
+
+    @property
+    def has_service(self) -> bool:
+        """True if a service scores rows."""
+        return any(model.endpoint for model in self.job.plan.models)
 
     @property
     def stop(self) -> Stop:
@@ -140,7 +146,12 @@ class Driver(JobRun):
     def _commit(self, ledger: Ledger) -> Manifest:
         manifest = self.job.manifests.prepare(ledger)
         self.lease.check()
-        return self.job.manifests.commit(manifest).manifest
+        committed = self.job.manifests.commit(manifest).manifest
+        if self.has_service:
+            # Parts of split partitions leave them to each other.
+            for round_ in ledger.rounds:
+                self.job.store.remove_folder(layout.round_file(round_.number, layout.ANSWERS))
+        return committed
 
     def record_failure(self, error: BaseException) -> None:
         """Record why the run failed, unless the output is published: a resume then records the success."""
@@ -219,6 +230,7 @@ class Driver(JobRun):
             self.device,
             self.device_memory,
             self.placement.smallest_gpu,
+            lambda: self.parent.siblings * len(client.scheduler_info(n_workers=-1)["workers"]),
         )
         self.progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
         self.progress.start(notify_round_started(self.job, self.ledger, pending, callbacks=self.callbacks))
@@ -325,7 +337,8 @@ class Driver(JobRun):
         # On a cluster shared with other children, their idle workers look the same as those of this child.
         shared = self.parent.cluster
         is_enabled = self.settings.stragglers and (shared is None or shared.is_exclusive)
-        return StragglerPolicy() if is_enabled else None
+        # A second attempt at the same rows would pay a service twice.
+        return StragglerPolicy(may_repeat=not self.has_service) if is_enabled else None
 
     # DispatchListener
 

@@ -180,12 +180,14 @@ class _ChildPool:
         self._cluster = cluster
         self._publishes = publishes
         self._failures: dict[str, BaseException] = {}
+        self._width = 1
 
     def run(self, children: Sequence[JobDirectory], *, width: int) -> dict[str, BaseException]:
         """Run all ``children``. Return the errors by job id.
 
         :raises Fenced: when another driver has taken over the fan-out.
         """
+        self._width = max(1, min(width, len(children)))
         with ThreadPoolExecutor(width, thread_name_prefix="child") as pool:
             run_child = with_storage_options(self._run_child)
             running: set[Future[None]] = {pool.submit(run_child, child) for child in children}
@@ -209,6 +211,7 @@ class _ChildPool:
             self._cluster,
             publishes=self._publishes or child.record.publishes_itself,
             is_scored=self._publishes,
+            siblings=self._width,
         )
         try:
             driver.run_child(child, settings=driver.settings, callbacks=(self._events,), parent=parent)

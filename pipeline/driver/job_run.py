@@ -71,6 +71,8 @@ class ParentContext:
     """True: publish. False: the job ends as SCORED."""
     is_scored: bool = False
     """True: the fan-out has checked that every row is scored, and with which model version. Only publish."""
+    siblings: int = 1
+    """Children of the fan-out that run at the same time."""
     seals: bool = False
     """True: commit the manifest of a stage, whose files the next stage reads."""
     root: str = ""

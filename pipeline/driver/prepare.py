@@ -52,7 +52,18 @@ from pipeline.spec.parts import DaskStep, Incremental, Score, ScoreStep, Sink
 from pipeline.spec.precedence import Precedence
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
-_NOT_THE_WORK = {"model", "models", "meta", "engine", "tolerance", "flavor", "allow_code", "threads", "model_files"}
+_NOT_THE_WORK = {
+    "model",
+    "models",
+    "meta",
+    "engine",
+    "tolerance",
+    "flavor",
+    "allow_code",
+    "threads",
+    "model_files",
+    "endpoint",
+}
 """Fields of a ``score`` step that change no row, or are known from the model."""
 
 

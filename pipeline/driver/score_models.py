@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.common.cores import core_count
 from pipeline.common.units import parse_bytes
 from pipeline.errors import SpecError
+from pipeline.models.endpoint_model import resolve_endpoint
 from pipeline.models.listing import list_models
 from pipeline.models.model import ModelVersion
 from pipeline.models.options import apply_options, require_flavor
@@ -82,6 +83,8 @@ def resolve_model(text: str, *, settings: Settings, score: Score | None = None) 
     :param score: the step that names it, with the flavor it demands and the code it allows.
     :raises ModelError: if the reference names no version.
     """
+    if score is not None and score.endpoint is not None:
+        return resolve_endpoint(score.endpoint)
     return resolve(
         ModelRef.parse(text),
         registry=settings.registry,

@@ -79,6 +79,8 @@ class StragglerPolicy:
     """Seconds that a split for idle workers must save."""
     share_wait: float = 1.0
     """Seconds to wait for the snapshots of attempts that were asked together."""
+    may_repeat: bool = True
+    """False: rows are not computed a second time while the process of their attempt answers."""
     stalled: float = 0.25
     """Share of its time that a slow worker's process did not get to run. Twice this share alone is proof."""
 
@@ -354,9 +356,11 @@ def _soonest(
     remaining = attempt.seconds * (1 - done) / done if done else guess
     options: list[tuple[float, Backup | SplitAmong]] = []
     first = helpers[:1]
-    options.append((_seconds(attempt.work, first, history, policy), Backup(key, tuple(first), remaining)))
+    may_repeat = policy.may_repeat or snapshot is None  # a frozen process may never end
+    if may_repeat:
+        options.append((_seconds(attempt.work, first, history, policy), Backup(key, tuple(first), remaining)))
     takers = _fastest(helpers[: rows // SMALLEST_PART], history)
-    if len(takers) > 1:
+    if may_repeat and len(takers) > 1:
         split = SplitAmong(key, tuple(takers), remaining, SplitReason.FROZEN)
         options.append((_seconds(attempt.work, takers, history, policy), split))
     rest = rows - snapshot.rows_done if snapshot else 0
@@ -365,6 +369,8 @@ def _soonest(
         # Until the attempt stops, its helpers are idle.
         seconds = attempt.batch_seconds / 2 + _seconds(attempt.work * rest / rows, takers, history, policy)
         options.append((seconds, SplitAmong(key, tuple(takers), remaining, SplitReason.SLOW)))
+    if not options:
+        return None
     seconds, action = min(options, key=lambda option: _cost(option[0], option[1], policy))
     return action if remaining - seconds >= max(policy.min_gain, policy.gain * remaining) else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -36,6 +36,8 @@ from pipeline.storage.urls import unique_name
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
+SERVICE_SECONDS = 24 * 3600.0
+"""The same where a service scores, which may put requests off for long."""
 ISOLATED_SECONDS = 600.0
 """Seconds for all rows of an isolated partition without ``partition_timeout``."""
 
@@ -54,6 +56,8 @@ class TaskSet:
     """Share of a GPU's free memory that batches may use, or a size."""
     gpu: Gpu | None = None
     """The smallest GPU of the workers, for which batch sizes are remembered."""
+    sharers: Callable[[], int] = lambda: 1
+    """Return the worker processes that share the limits of a service now."""
     batch: MemoryBatchLimit = field(init=False)
     """Batch size of partitions that CPUs score."""
     device_batch: MemoryBatchLimit = field(init=False)
@@ -96,7 +100,13 @@ class TaskSet:
         """Recipe for the next partitions, with the current batch size."""
         most_bytes = self._recipe.batch_bytes * self.batch.rows // self.batch.planned
         device_rows = 0 if self.device == "cpu" else self.device_batch.rows
-        return replace(self._recipe, batch_rows=self.batch.rows, batch_bytes=most_bytes, device_batch_rows=device_rows)
+        return replace(
+            self._recipe,
+            batch_rows=self.batch.rows,
+            batch_bytes=most_bytes,
+            device_batch_rows=device_rows,
+            service_share=1.0 / max(1, self.sharers()),
+        )
 
     def submit(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one task per partition, with a new key each time.
@@ -107,7 +117,8 @@ class TaskSet:
 
     def submit_isolated(self, partitions: Sequence[Partition], /) -> list[Any]:
         """Return one task per partition, which scores in a process of its own, on the CPU."""
-        isolation = Isolation(seconds=self.partition_timeout or ISOLATED_SECONDS)
+        usual = SERVICE_SECONDS if self._recipe.service_rows else ISOLATED_SECONDS
+        isolation = Isolation(seconds=self.partition_timeout or usual)
         recipe = replace(self.recipe, device="cpu")
         return make_tasks(recipe, partitions, self.round.plan.versions, isolation=isolation)
 

@@ -47,6 +47,8 @@ CODE = "code"
 DATA = "data"
 REJECTS = "rejects"
 RECEIPTS = "receipts"
+ANSWERS = "answers"
+"""Holds the answers of a service for partitions that are not committed."""
 MERGED = "merged"
 """Holds output files that a sink merges before it publishes them."""
 
@@ -88,6 +90,11 @@ def rejects_folder(round: int) -> str:
 def receipts_folder(round: int) -> str:
     """Folder of the receipts of a round."""
     return round_file(round, RECEIPTS)
+
+
+def answers_folder(partition: str) -> str:
+    """Folder of the answers that attempts at a partition have paid, relative to the round's folder."""
+    return f"{ANSWERS}/{partition}"
 
 
 def merged_folder(round: int) -> str:

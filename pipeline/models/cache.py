@@ -15,7 +15,7 @@ from time import perf_counter
 
 from pipeline.models.flavors import find_flavor
 from pipeline.models.folders import open_folder
-from pipeline.models.model import ModelVersion, Predictor
+from pipeline.models.model import ModelData, ModelVersion, Predictor
 from pipeline.models.node_cache import read_version
 from pipeline.models.process import process_facts
 
@@ -65,7 +65,7 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
             return predictor, 0.0
         start = perf_counter()
         flavor = find_flavor(version.flavor)
-        data = open_folder(version) if version.files else read_version(version)
+        data = _read(version) if flavor.has_file else b""
         predictor = flavor.load(version, data)
         factor = LOADED_FACTOR if flavor.loaded_factor is None else flavor.loaded_factor(data)
         with _lock:
@@ -73,6 +73,10 @@ def get_predictor(version: ModelVersion) -> tuple[Predictor, float]:
             dropped = _evict(newest=version.key)
         _forget(dropped)
         return predictor, perf_counter() - start
+
+
+def _read(version: ModelVersion) -> ModelData:
+    return open_folder(version) if version.files else read_version(version)
 
 
 def keep_models(versions: Iterable[ModelVersion]) -> None:

@@ -345,6 +345,11 @@ class Evaluator:
         """See `pipeline.models.model.Predictor.is_out_of_memory`."""
         return self.choice.reference.is_out_of_memory(error)
 
+    def take_refusals(self) -> Mapping[int, tuple[str, str]]:
+        """Return reason and message of the rows that a service refused in the last `predict`, by their places."""
+        refusals: Mapping[int, tuple[str, str]] = getattr(self.choice.reference, "take_refusals", dict)()
+        return refusals
+
     def engine_use(self) -> EngineUse:
         """Return the engines that evaluated the model for this partition, and the reasons against the tree engine."""
         choice = self.choice

@@ -51,25 +51,32 @@ class OutputType:
     """Name of each value, for the names of the columns; empty: they are numbered."""
     is_list: bool | None = None
     """True: the values of a row are one column of fixed-size lists, such as an embedding; None: they are not."""
+    types: tuple[str, ...] = ()
+    """Arrow type of each value by name, where they are not all of ``type``; a value may then be null."""
 
     @property
     def arrow(self) -> pa.DataType:
         """``type`` as an Arrow type."""
         return pa.type_for_alias(self.type)
 
+    @property
+    def arrow_types(self) -> tuple[pa.DataType, ...]:
+        """Arrow type of each value."""
+        return tuple(map(pa.type_for_alias, self.types)) or (self.arrow,) * self.width
+
     def columns(self, prefix: str) -> pa.Schema:
         """Return the columns that receive the values, named for ``prefix``."""
         if self.is_list:
             return pa.schema([(prefix, pa.list_(self.arrow, self.width))])
         if self.names:
-            return pa.schema([(f"{prefix}_{name}", self.arrow) for name in self.names])
+            return pa.schema(list(zip((f"{prefix}_{name}" for name in self.names), self.arrow_types, strict=True)))
         names = [prefix] if self.width == 1 else [f"{prefix}_{index}" for index in range(self.width)]
         return pa.schema([(name, self.arrow) for name in names])
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of the array that `Predictor.predict` returns; object for strings."""
-        return np.dtype(object if self.type == "string" else self.arrow.to_pandas_dtype())
+        """Dtype of the array that `Predictor.predict` returns; object for strings and values of several types."""
+        return np.dtype(object if self.type == "string" or self.types else self.arrow.to_pandas_dtype())
 
 
 @dataclass(frozen=True)
@@ -188,11 +195,13 @@ class ModelVersion:
     """Threads of one predict call; None: ``OMP_NUM_THREADS``, or 1."""
     files: tuple[ModelFile, ...] = ()
     """Files of a model that is a folder, or Python code with its files; empty for a single file."""
+    endpoint: str = ""
+    """How a service is called: a `pipeline.spec.endpoint.Endpoint` as JSON; empty for a model with a file."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """Everything that decides the scores of a row: versions with equal keys may share a `Predictor`."""
-        return self.digest, self.iteration_range, self.features, self.threads, self.promise
+        return self.digest, self.iteration_range, self.features, self.threads, self.promise, self.endpoint
 
     def _repr_html_(self) -> str:
         fields = {

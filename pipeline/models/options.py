@@ -207,6 +207,8 @@ def promise_text(version: ModelVersion) -> str:
     promise = version.promise
     if promise is None:
         return ""
+    if version.endpoint:
+        return "none: a service may answer the same row otherwise"
     if promise.kind == "exact":
         return f"exact: the bits of the library's own predict, whatever the batch (measured on {promise.rows:,} rows)"
     if promise.kind == "fixed":
@@ -223,7 +225,7 @@ def promise_text(version: ModelVersion) -> str:
 def promise_warning(version: ModelVersion) -> str:
     """Return a warning if the bits of a row may depend on its batch, or could not be measured; else ""."""
     promise = version.promise
-    if promise is None or promise.kind != "code" or (promise.rows and not promise.noise):
+    if promise is None or version.endpoint or promise.kind != "code" or (promise.rows and not promise.noise):
         return ""
     found = f"they differed by up to {promise.noise:.1g} in other batches" if promise.rows else "it took no made-up row"
     return f"nothing is promised about the bits of {version.name}: {found}; a retry may give other last digits"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.models.model import Feature, ModelFile, ModelVersion, OutputType, Promise
 
-_OPTIONAL = ("output_types", "promise", "runs_code", "threads", "files")
+_OPTIONAL = ("output_types", "promise", "runs_code", "threads", "files", "endpoint")
 """Fields that came later; left out where they are unset, so that the record of an xgboost model stays what it was."""
 
 
@@ -17,7 +17,7 @@ def model_to_record(version: ModelVersion) -> dict[str, Any]:
     record = asdict(version)
     # Of names and lists only those that are there: they came later, too.
     record["output_types"] = [_output_record(output) for output in record["output_types"]]
-    return {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, (), [])}
+    return {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, (), [], "")}
 
 
 def model_from_record(record: Mapping[str, Any]) -> ModelVersion:
@@ -43,7 +43,7 @@ def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _output_record(output: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in output.items() if name not in ("names", "is_list") or value}
+    return {name: value for name, value in output.items() if name not in ("names", "is_list", "types") or value}
 
 
 def _as_tuple(value: Any) -> Any:

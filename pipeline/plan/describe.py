@@ -24,6 +24,7 @@ from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
 from pipeline.plan.stages import PlannedStage
 from pipeline.sources.versions import content_version
+from pipeline.spec.endpoint import Endpoint
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
 from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, SelectStep
 
@@ -309,6 +310,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "steps": "" if plan.spec.is_plain else "; ".join(map(step_text, plan.spec.steps)),
         "code": "; ".join(map(code_text, summary.code)),
         "promise": "; ".join(dict.fromkeys(filter(None, map(promise_text, plan.models)))),
+        "service": "; ".join(dict.fromkeys(_service_text(model.endpoint) for model in plan.models if model.endpoint)),
         "rounds": "; ".join(dict.fromkeys(filter(None, map(rounds_text, plan.models)))),
         "engine": "; ".join(dict.fromkeys(map(_engine, summary.engines))),
         "device": summary.device.text() if summary.device else "",
@@ -320,6 +322,20 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }
+
+
+def _service_text(text: str) -> str:
+    """Describe how a service is called."""
+    endpoint = Endpoint.model_validate_json(text)
+    parts = [endpoint.url, f"{plural(endpoint.concurrency, 'request')} at a time in a worker"]
+    limits = (
+        (endpoint.max_concurrency, "requests at a time"),
+        (endpoint.requests_per_minute, "requests a minute"),
+        (endpoint.tokens_per_minute, "tokens a minute"),
+    )
+    known = [f"{limit:,.0f} {name}" for limit, name in limits if limit is not None]
+    parts += [f"{', '.join(known)} in all, divided among the workers"] if known else []
+    return ", ".join(parts)
 
 
 def _stage_record(stage: PlannedStage) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.models.model import ModelVersion, joint_digest
 from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.memory import MOST_GROUP_BYTES
+from pipeline.spec.endpoint import Endpoint
 from pipeline.spec.model_ref import Device, Engine, OutputKind
 from pipeline.spec.parts import MapStep, RetryCall
 
@@ -249,6 +250,12 @@ def may_leave_null(step: AnyScore) -> bool:
     return step.where is not None or step.shadow is not None or (isinstance(step, KeyedRecipe) and step.other == "null")
 
 
+def _is_free_text(step: AnyScore) -> bool:
+    """Return True if a service answers with any text."""
+    outputs = step.model.output_types if isinstance(step, ScoreRecipe) and step.model.endpoint else ()
+    return bool(outputs) and outputs[0].type == "string" and not outputs[0].types
+
+
 def held_steps(chain: Iterable[StepRecipe]) -> tuple[StepRecipe, ...]:
     """Return the steps whose models are held in memory while a partition is scored: all but those by key."""
     return tuple(step for step in chain if not isinstance(step, KeyedRecipe))
@@ -306,6 +313,8 @@ class StageRecipe:
     device_batch_rows: int = 0
     """Rows of the first batch where a GPU scores, and of the first that is tried on it; 0: as on CPUs. No part of the
     digest, either."""
+    service_share: float = 1.0
+    """Share of a worker process of the limits that a whole job has for a service; no part of the digest, either."""
     sketch_every: int = 0
     """Features of one in so many rows are counted for their distributions, and scores of 32 times as many; 0: neither
     are."""
@@ -334,15 +343,18 @@ class StageRecipe:
 
     @property
     def score_columns(self) -> tuple[str, ...]:
-        """Columns of the output that ``score`` steps make, in the order of the steps."""
-        made = dict.fromkeys(name for step in self.chain if isinstance(step, AnyScore) for name in step.outputs)
+        """Columns of the output that ``score`` steps make, in the order of the steps; without free texts of services,
+        of which no distribution is counted."""
+        steps = [step for step in self.chain if isinstance(step, AnyScore) and not _is_free_text(step)]
+        made = dict.fromkeys(name for step in steps for name in step.outputs)
         kept = pa.ipc.read_schema(pa.py_buffer(self.output_schema)).names
         return tuple(name for name in made if name in kept)
 
     @property
     def sketched_features(self) -> tuple[str, ...]:
         """Features whose distributions are counted: as many as there is room for beside the scores."""
-        features = (name for step in self.chain for score in scores_of_columns(step) for name in score.features)
+        scores = (score for step in self.chain for score in scores_of_columns(step) if not score.model.endpoint)
+        features = (name for score in scores for name in score.features)
         room = max(0, MOST_COLUMNS - len(self.score_columns))
         return tuple(dict.fromkeys(features))[:room] if self.sketch_every else ()
 
@@ -351,6 +363,12 @@ class StageRecipe:
         """Longest seconds for a batch and for a row, of all steps; 0.0: no limit."""
         batch, row = ([getattr(step, name) for step in self.maps] for name in ("timeout", "row_timeout"))
         return min(filter(None, batch), default=0.0), min(filter(None, row), default=0.0)
+
+    @property
+    def service_rows(self) -> int:
+        """Rows of a batch where services score rows, whose answers take long; 0 without one."""
+        texts = [score.model.endpoint for score in self.scores if score.model.endpoint]
+        return max((Endpoint.model_validate_json(text).rows_at_a_time for text in texts), default=0)
 
     @property
     def held_models(self) -> tuple[ModelVersion, ...]:
@@ -373,7 +391,7 @@ class StageRecipe:
         fields = {
             name: value
             for name, value in self.__dict__.items()
-            if not name.startswith("device") and name != "functions" and name not in flags
+            if not name.startswith("device") and name not in ("functions", "service_share") and name not in flags
         }
         return digest_json({**fields, **schemas, "chain": chain})
 

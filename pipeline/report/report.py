@@ -11,7 +11,7 @@ from pipeline.common.html import Tone, html_table
 from pipeline.common.rows import QuarantinedFile, RowCounts
 from pipeline.common.secrets import MASK, redact_values
 from pipeline.common.text import label_line, labelled, next_lines, shortened, table_text
-from pipeline.common.units import format_count, format_seconds, plural
+from pipeline.common.units import format_cost, format_count, format_seconds, plural
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
@@ -392,6 +392,7 @@ def _fields(report: Report) -> dict[str, str]:
         "model": str(report.model),
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
+        "service": service_text(report.engines.use.usage) if report.engines else "",
         "shadow": "; ".join(shadow.text() for shadow in report.shadows),
         "scores": "; ".join(one.text() for one in report.distributions if one.is_score),
         "gate": report.gate.text() if report.gate else "",
@@ -539,6 +540,20 @@ def _engine(engines: EngineEvidence) -> str:
     if tokens:
         parts += [f"{tokens:,.0f} tokens and {padded / tokens:.0%} of padding"]
     return ", ".join(parts)
+
+
+def service_text(usage: Mapping[str, float]) -> str:
+    """Return requests, tokens and cost of services; empty without any."""
+    if not usage.get("calls") and not usage.get("reused_answers"):
+        return ""
+    calls, failed, kept = (usage.get(name, 0.0) for name in ("calls", "failed_calls", "reused_answers"))
+    parts = [f"{calls:,.0f} requests" + (f", {failed:,.0f} of them sent again" if failed else "")]
+    if kept:
+        parts += [f"{kept:,.0f} answers kept from attempts that died"]
+    cached = usage.get("cached_tokens", 0.0)
+    parts += [f"{usage.get('prompt_tokens', 0.0):,.0f} tokens in" + (f" ({cached:,.0f} cached)" if cached else "")]
+    parts += [f"{usage.get('completion_tokens', 0.0):,.0f} tokens out"]
+    return ", ".join(parts) + (f", cost {format_cost(usage['cost'])}" if usage.get("cost") else "")
 
 
 def _devices(report: Report) -> str:

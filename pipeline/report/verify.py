@@ -127,22 +127,36 @@ class _Wrong(Exception):
 
 
 @own_storage_options()
-def verify(job: JobDirectory, *, sample: int = 1000, seed: int | None = None) -> Verification:
+def verify(
+    job: JobDirectory, *, sample: int = 1000, seed: int | None = None, call_services: bool = False
+) -> Verification:
     """Check a job's receipts against its plan, its files, the input's footers, the manifest and the output.
 
     ``sample`` random input rows are scored again with the pinned model.
 
     :param seed: seed of the sample. None: a different sample each time.
+    :param call_services: True: also where a service scores, which costs what its answers cost. Rows with other answers
+        are then counted, and are no error: nothing is promised about them.
     """
+    options = _SampleOptions(sample, seed, call_services)
     if job.record.children:
-        return _verify_children(job, sample=sample, seed=seed)
+        return _verify_children(job, options)
     if job.record.stages:
-        return _verify_stages(job, sample=sample, seed=seed)
-    checks = _checks(_Facts(job), sample=sample, seed=seed)
+        return _verify_stages(job, options)
+    checks = _checks(_Facts(job), options)
     return Verification(job.id, tuple(_run(name, check) for name, check in checks.items()))
 
 
-def _checks(facts: _Facts, *, sample: int, seed: int | None) -> dict[str, Callable[[], str]]:
+@dataclass(frozen=True)
+class _SampleOptions:
+    """Rows to score again."""
+
+    rows: int
+    seed: int | None
+    call_services: bool
+
+
+def _checks(facts: _Facts, options: _SampleOptions) -> dict[str, Callable[[], str]]:
     """Return the checks of a job or a stage, by name, in the order in which they are shown."""
     return {
         "partitions": facts.partitions_covered,
@@ -152,20 +166,18 @@ def _checks(facts: _Facts, *, sample: int, seed: int | None) -> dict[str, Callab
         "rejects": facts.reject_files,
         "manifest": facts.manifest_agrees,
         "output": facts.output_holds,
-        "sample": (
-            facts.contents_agree if facts.is_dask else lambda: _sample(facts.job, facts.ledger, rows=sample, seed=seed)
-        ),
+        "sample": (facts.contents_agree if facts.is_dask else lambda: _sample(facts.job, facts.ledger, options)),
     }
 
 
-def _verify_stages(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
+def _verify_stages(job: JobDirectory, options: _SampleOptions) -> Verification:
     """Check each stage of a job, the chain between them, and the output. The stages share the rows of the sample."""
     every = stage_states(job)
     states = [state for state in every if state.job is not None]
     by_name: dict[str, list[tuple[str, Check]]] = {}
     for state in states:
         assert state.job is not None
-        of_stage = _checks(_Facts(state.job), sample=-(-sample // len(states)), seed=seed)
+        of_stage = _checks(_Facts(state.job), replace(options, rows=-(-options.rows // len(states))))
         del of_stage["output"]
         before = states[state.stage.number - 1].job if state.stage.number else None
         if is_removed(state.job):
@@ -193,13 +205,13 @@ def _chain(job: JobDirectory, states: Sequence[StageState]) -> str:
         raise _Wrong(str(error)) from None
 
 
-def _verify_children(job: JobDirectory, *, sample: int, seed: int | None) -> Verification:
+def _verify_children(job: JobDirectory, options: _SampleOptions) -> Verification:
     """Check all children of a fan-out. The rows of the sample are divided among the children."""
     children = job.children()
-    share = -(-sample // len(children))
+    share = -(-options.rows // len(children))
     by_name: dict[str, list[tuple[JobDirectory, Check]]] = {}
     for child in children:
-        for check in verify(child, sample=share, seed=seed).checks:
+        for check in verify(child, sample=share, seed=options.seed, call_services=options.call_services).checks:
             by_name.setdefault(check.name, []).append((child, check))
     return Verification(job.id, tuple(_all_of(name, checks) for name, checks in by_name.items()))
 
@@ -405,9 +417,15 @@ class _Facts:
         return f"{plural(len(published.files), 'file')} with {plural(published.rows, 'row')} in {published.path}"
 
 
-def _sample(job: JobDirectory, ledger: Ledger, *, rows: int, seed: int | None) -> str:
+def _sample(job: JobDirectory, ledger: Ledger, options: _SampleOptions) -> str:
     """Check that random input rows, scored again with the pinned model, give the stored output."""
-    result = rescore_sample(job, ledger, rows=rows, random=random.Random(seed))
+    rows = options.rows
+    services = [model for model in ledger.base.plan.models if model.endpoint]
+    if services and not options.call_services:
+        return f"not scored again: {services[0].name} is a service, whose answers cost (--call-services)"
+    result = rescore_sample(job, ledger, rows=rows, random=random.Random(options.seed))
+    if services:
+        return f"{result.rows_in:,} rows asked about again; other answers in {plural(len(result.wrong), 'range')}"
     if result.wrong:
         raise _Wrong(f"{len(result.wrong):,} ranges differ, such as {result.wrong[0]}")
     if rows and not result.rows_in and any(receipt.rows.input for receipt in ledger.done):

@@ -77,6 +77,8 @@ class TimedBatchSizer:
     """Estimated seconds of a call, independent of its rows."""
     fastest: float = math.inf
     """Seconds of the fastest batch; a call costs no more."""
+    is_fixed: bool = False
+    """True: all batches have as many rows, however long they take."""
 
     @staticmethod
     def start(ceiling: int, *, is_known: bool) -> TimedBatchSizer:
@@ -86,9 +88,15 @@ class TimedBatchSizer:
         """
         return TimedBatchSizer(ceiling if is_known else min(FIRST_ROWS, ceiling), ceiling)
 
+    @staticmethod
+    def fixed(rows: int, *, ceiling: int) -> TimedBatchSizer:
+        """Return a sizer for batches of ``rows`` rows, at most ``ceiling``: a service answers several at a time."""
+        size = max(1, min(rows, ceiling))
+        return TimedBatchSizer(size, size, is_fixed=True)
+
     def after(self, rows: int, seconds: float) -> TimedBatchSizer:
         """Return the sizer after ``rows`` rows took ``seconds``."""
-        if rows <= 0 or (rows < self.rows and seconds <= SECONDS):
+        if self.is_fixed or rows <= 0 or (rows < self.rows and seconds <= SECONDS):
             # The last rows of a batch of the reader say little about the next batch.
             return self
         fastest = min(self.fastest, seconds)

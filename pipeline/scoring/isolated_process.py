@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import IO
 
 from pipeline.common.secrets import mask_logs, mask_streams
+from pipeline.models.endpoints.calls import set_process_share
 from pipeline.models.flavors import find_flavor
 from pipeline.plan.recipe import StageRecipe
 from pipeline.scoring.isolation import Died, read_message, sendable, write_message
@@ -86,6 +87,7 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
             question = read_message(questions)
             try:
                 if scorer is None or question is None:
+                    set_process_share(recipe.service_share)
                     scorer = Scorer(recipe, library_predictors(recipe))
                     answer = os.getpid()
                 else:

@@ -95,12 +95,14 @@ class IsolatedScorer:
 
     def __init__(self, recipe: StageRecipe, isolation: Isolation, *, rows: int) -> None:
         self.batch_rows = recipe.batch_rows
-        self._recipe = recipe
+        # Each thread of the worker has such a process.
+        self._recipe = replace(recipe, service_share=recipe.service_share / max(1, process_facts().threads))
         self._isolation = isolation
         self._rows = max(1, rows)
         self._child: _Child | None = None
         self._crashes = 0
         self._scored = 0
+        self._usage = EngineUse()
         self._batch_seconds, self._row_seconds = recipe.time_limits
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
@@ -126,6 +128,7 @@ class IsolatedScorer:
                     waiting.extend(reversed(cut_range(start, stop, pieces=PIECES)))
         joined = _join_parts(batch, parts)
         self._scored += joined.table.num_rows
+        self._usage += EngineUse(usage=dict(joined.usage))
         return joined
 
     def engine_use(self) -> EngineUse:
@@ -134,7 +137,7 @@ class IsolatedScorer:
         passed = [scores_of([step])[: 1 if isinstance(step, KeyedRecipe) else None] for step in self._recipe.chain]
         models = Counter(score.model.flavor for scores in passed for score in scores)
         rows = {library: count * self._scored for library, count in models.items()}
-        return EngineUse(rows=rows, reasons=(ENGINE_REASON,)) if rows else EngineUse()
+        return self._usage + EngineUse(rows=rows, reasons=(ENGINE_REASON,)) if rows else EngineUse()
 
     def close(self) -> None:
         """End the process."""
@@ -395,5 +398,6 @@ def _join_parts(batch: SourceBatch, parts: Sequence[ScoredBatch]) -> ScoredBatch
         seconds_steps=sum(part.seconds_steps for part in parts),
         seconds_score=sum(part.seconds_score for part in parts),
         agreements=reduce(merged, (part.agreements for part in parts), {}),
+        usage=sum((EngineUse(usage=dict(part.usage)) for part in parts), EngineUse()).usage,
         sketches=reduce(iadd, (part.sketches for part in parts), Sketches()),
     )

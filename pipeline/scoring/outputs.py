@@ -47,6 +47,9 @@ def reject_schema(source: pa.Schema) -> pa.Schema:
 def score_columns(scores: np.ndarray, output: OutputType) -> list[pa.Array]:
     """Return one array a column of ``scores``, [rows] or [rows, width], of the type of the planned output."""
     kind = output.arrow
+    if output.types:
+        values = scores.reshape(len(scores), -1)
+        return [pa.array(values[:, index], type=type_) for index, type_ in enumerate(output.arrow_types)]
     if output.is_list:
         return [pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1), type=kind), output.width)]
     return [pa.array(one, type=kind) for one in ([scores] if scores.ndim == 1 else np.ascontiguousarray(scores.T))]

@@ -30,10 +30,12 @@ from pipeline.common.sketch import Sketches
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
+from pipeline.jobs.answers import StoredAnswers
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt, Timings
 from pipeline.jobs.splits import even_split_points, split_receipt
 from pipeline.models.cache import keep_models
 from pipeline.models.device_engine import open_evaluator
+from pipeline.models.endpoints.calls import Calls, NoKeptAnswers, attempt_calls
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
 from pipeline.plan.recipe import ORIGIN, REJECT_REASON, REJECT_ROW, StageRecipe
@@ -83,13 +85,18 @@ def score_partition(
         return committed
     with track_attempt(key or partition.id, rows=partition.rows, report=report) as progress:
         attempt = _Attempt(recipe, partition, store, progress)
+        answers = StoredAnswers(store, partition.id) if recipe.service_rows else None
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"
-            receipt = attempt.score(versions, worker=worker, isolation=isolation)
+            with attempt_calls(Calls(recipe.service_share, answers or NoKeptAnswers())):
+                receipt = attempt.score(versions, worker=worker, isolation=isolation)
         except BaseException:
             attempt.abandon()
             raise
-    return _commit(attempt, receipt, store, recipe)
+    committed = _commit(attempt, receipt, store, recipe)
+    if answers is not None and not committed.splits:
+        answers.remove()
+    return committed
 
 
 def _commit(attempt: _Attempt, receipt: Receipt, store: Store, recipe: StageRecipe) -> Receipt:
@@ -147,7 +154,12 @@ class _Attempt:
         counter, reading, total = RowCounter(self.partition), Stopwatch(), Stopwatch()
         steps = model = 0.0
         with _open_scorer(self.recipe, self.partition, isolation) as opened:
-            self.sizer = TimedBatchSizer.start(opened.recipe.batch_rows, is_known=not self.recipe.maps)
+            rows_at_a_time, ceiling = self.recipe.service_rows, opened.recipe.batch_rows
+            self.sizer = (
+                TimedBatchSizer.fixed(rows_at_a_time, ceiling=ceiling)
+                if rows_at_a_time
+                else TimedBatchSizer.start(ceiling, is_known=not self.recipe.maps)
+            )
             rows = read_partition(opened.recipe, self.partition, versions=versions)
             with total, closing(read_ahead(_time_reading(rows, reading))) as read:
                 for batch in self._resize(read, opened.scorer):
@@ -173,8 +185,11 @@ class _Attempt:
             return self._make_receipt(counter, opened, files, data, rejects, seconds=seconds, worker=worker)
 
     def _resize(self, batches: Iterable[SourceBatch], scorer: Scorer | IsolatedScorer) -> Iterable[SourceBatch]:
-        """Return batches that take about half a second each; an `IsolatedScorer` bounds its own time."""
-        if isinstance(scorer, IsolatedScorer):
+        """Return batches that take about half a second each; an `IsolatedScorer` bounds its own time.
+
+        Where a service scores, they have a few rows for each request that may be open.
+        """
+        if isinstance(scorer, IsolatedScorer) and not self.recipe.service_rows:
             return batches
         return rebatch(batches, self.partition.fragments, lambda: self.sizer.rows)
 

@@ -60,6 +60,8 @@ class ScoredBatch:
     """Comparison of each challenger, by its output column."""
     sketches: Sketches = field(default_factory=Sketches)
     """Distributions of the scores, and of the features in a sample of the rows."""
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """Amounts that models counted themselves, where no evaluator takes them; see `EngineUse.usage`."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,15 @@ class Scorer:
             seconds_score=self._seconds("score") + self._output_watch.seconds,
             agreements=scored.agreements,
             sketches=scored.sketches,
+            usage=self._take_usage(),
         )
+
+    def _take_usage(self) -> dict[str, float]:
+        usage: dict[str, float] = {}
+        for predictor in self.predictors:
+            for name, amount in getattr(predictor, "take_usage", dict)().items():
+                usage[name] = usage.get(name, 0) + amount
+        return usage
 
 
 def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[Step, ...]:

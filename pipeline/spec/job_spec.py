@@ -131,6 +131,7 @@ def _check_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
     if not steps:
         raise spec_error("has no step", expected="map, filter, select and score steps in any order")
     _check_checkpoints(steps)
+    _check_time_limits(steps)
     scores = [number for number, step in enumerate(steps) if isinstance(step, ScoreStep)]
     columns = [step.score.output_spec.column for step in steps if isinstance(step, ScoreStep)]
     for column in sorted({column for column in columns if columns.count(column) > 1}):
@@ -155,6 +156,22 @@ def _check_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
                 next_step=f"remove steps.{number}.score.keep",
             )
     return steps
+
+
+def _check_time_limits(steps: tuple[AnyStep, ...]) -> None:
+    """Refuse time limits of steps that a service scores with: rows would be rejected while it puts requests off."""
+    limited = service = False
+    for number, step in enumerate(steps):
+        if isinstance(step, (CheckpointStep, DaskStep)):
+            limited = service = False
+        limited = limited or (isinstance(step, MapStep) and not (step.timeout is None and step.row_timeout is None))
+        service = service or (isinstance(step, ScoreStep) and step.score.endpoint is not None)
+        if limited and service:
+            raise spec_error(
+                "has a step with a time limit, and an endpoint, in one stage",
+                expected="endpoint.timeout for requests, and no timeout of map steps beside them",
+                next_step=f"put checkpoint: true between them, near steps.{number}, or remove timeout and row_timeout",
+            )
 
 
 def _check_checkpoints(steps: tuple[AnyStep, ...]) -> None:

@@ -24,6 +24,9 @@ _REGISTRY = re.compile(
 _CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
+_ENDPOINT = re.compile(r"endpoint:.+@[0-9a-f]{12}")
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """Reference to a model: a file or folder, Python code, or a name in a registry with an alias or a version."""
@@ -33,7 +36,12 @@ class ModelRef:
     @property
     def is_file(self) -> bool:
         """True if the reference is the path or URL of a model file or folder."""
-        return not self.text.startswith("models:/") and not self.is_code
+        return not self.text.startswith("models:/") and not self.is_code and not self.is_endpoint
+
+    @property
+    def is_endpoint(self) -> bool:
+        """True for the reference that stands for ``score.endpoint``."""
+        return _ENDPOINT.fullmatch(self.text) is not None
 
     @property
     def is_code(self) -> bool:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.common.secrets import is_reference
 from pipeline.common.units import parse_bytes
+from pipeline.spec.endpoint import Endpoint
 from pipeline.spec.fields import (
     COMBINATIONS,
     AnyPath,
@@ -223,12 +224,32 @@ class Output(SpecModel):
     ``contributions`` (SHAP values per feature, the bias last)."""
 
 
+_NOT_FOR_ENDPOINTS = (
+    "model",
+    "by",
+    "models",
+    "combine",
+    "meta",
+    "model_files",
+    "features",
+    "iteration_range",
+    "shadow",
+    "flavor",
+    "allow_code",
+    "threads",
+    "categories",
+)
+
+
 class Score(SpecModel):
     """Scoring with a model."""
 
     model: ModelText | Annotated[tuple[ModelText, ...], Field(min_length=1, strict=False)] | None = None
     """Path or URL of a model file or folder, a model reference ``models:/name@alias``, or ``module:Class`` for a model
     in Python; or a list of these, and ``combine``. Required, unless ``by`` and ``models`` name a model for each key."""
+    endpoint: Endpoint | None = None
+    """In place of ``model``: a service with the interface of OpenAI, such as vLLM or llama.cpp's server, for chat
+    completions or embeddings; see docs/endpoints.md."""
     model_files: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)] | None = None
     """Files or folders that a model in Python loads: ``load(files)`` gets the path of a verified copy of each, by its
     name, or by its path in the folder. They are pinned by their digests."""
@@ -290,6 +311,7 @@ class Score(SpecModel):
             self,
             *,
             model: AnyPath | Sequence[AnyPath] | None = None,
+            endpoint: Endpoint | Mapping[str, Any] | None = None,
             model_files: AnyPath | Sequence[AnyPath] | None = None,
             combine: Combine | Sequence[float] | None = None,
             meta: AnyPath | None = None,
@@ -320,10 +342,29 @@ class Score(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _check_endpoint(self) -> Self:
+        if self.endpoint is None:
+            return self
+        others = (*_NOT_FOR_ENDPOINTS, *(() if self.engine == "auto" else ("engine",)))
+        given = [name for name in others if getattr(self, name) not in (None, False)]
+        if given:
+            raise spec_error(f"has both endpoint and {given[0]}", next_step=f"remove {given[0]}")
+        if self.output_spec.kind != "prediction":
+            raise spec_error(
+                f"asks an endpoint for the output {self.output_spec.kind}", expected="a prediction: the answers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_keyed(self) -> Self:
+        if self.endpoint is not None:
+            return self
         if self.by is None and self.models is None:
             if self.model is None:
-                raise spec_error("has no model", expected="model: a file or reference; or by: a column, and models:")
+                raise spec_error(
+                    "has no model",
+                    expected="model: a file or reference; endpoint: a service; or by: a column, and models:",
+                )
             if self.other != "reject":
                 raise spec_error("has other without by", expected="other beside by: a column, and models:")
             return self
@@ -403,6 +444,8 @@ class Score(SpecModel):
 
         A listing has none before it is resolved; see `pipeline.models.listing`.
         """
+        if self.endpoint is not None:
+            return (self.endpoint.reference,)
         if self.model is None:
             return (*self.keyed_models.values(), *([] if self.other_model is None else [self.other_model]))
         if isinstance(self.model, str):

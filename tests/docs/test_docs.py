@@ -143,6 +143,9 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
         "DaskInput",
         "ScoreStep",
         "Score",
+        "Endpoint",
+        "Message",
+        "Prices",
         "Output",
         "Sink",
         "Errors",
@@ -198,6 +201,9 @@ triggers:
         "DaskInput": "steps.6.inputs.customers.",
         "ScoreStep": "steps.1.",
         "Score": "steps.1.score.",
+        "Endpoint": "steps.1.score.endpoint.",
+        "Message": "steps.1.score.endpoint.messages.0.",
+        "Prices": "steps.1.score.endpoint.prices.",
         "Output": "steps.1.score.output.",
         "Sink": "sink.",
         "Errors": "errors.",
@@ -220,6 +226,10 @@ triggers:
         needed = ["steps.0.on_error={OSError: {retry: 1}}"]
     if field.startswith("meta"):
         needed = ["steps.1.score={model: [a.ubj], combine: stack, meta: m.ubj, output: churn}"]
+    if part in ("Endpoint", "Message", "Prices") or field == "endpoint":
+        kind = 'input: "{{a}}"' if field in ("input", "dimensions") else 'messages: [{content: "{{a}}"}], prices: {}'
+        service = f"endpoint: {{url: 'http://h/v1', model: m, {kind}}}, " if part != "Score" else ""
+        needed = [f"steps.1.score={{{service}output: churn}}"]
     if field == "model_files":
         needed = ["steps.1.score.model=my_models:Churn"]
     if part == "Score" and field in ("by", "models", "other"):

@@ -37,6 +37,7 @@ BUILT_IN = {
     "catboost": "pipeline.models.flavors.catboost:FLAVOR",
     "python": "pipeline.models.flavors.python:FLAVOR",
     "mlflow": "pipeline.models.flavors.mlflow:FLAVOR",
+    "endpoint": "pipeline.models.flavors.endpoint:FLAVOR",
 }
 """``module:attribute`` of the `Flavor` per name, in the order in which their files are recognised."""
 
@@ -66,6 +67,8 @@ class Flavor:
     is_own_code: bool = False
     """True: the code that loads a model is the job's own, as that of its steps: its first load has the network, and as
     much memory as it takes."""
+    has_file: bool = True
+    """False: the model is a service; its rows are never scored a second time without being asked for."""
     libraries: tuple[str, ...] = ()
     """Modules that ``load`` imports; workers import them while they start."""
     unneeded: tuple[str, ...] = ()

@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.common.reasons import Reason, ReasonKind
+from pipeline.common.secrets import redact
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, StepFailed
 from pipeline.models.flavors import find_flavor
 from pipeline.models.model import OutputType, Predictor
 from pipeline.models.outputs import output_type
 from pipeline.plan.recipe import ColumnRule, ScoreRecipe
-from pipeline.scoring.bisection import NoRowWorksError, bisect, blame_rows
+from pipeline.scoring.bisection import MAX_FAILED_ROWS, NoRowWorksError, bisect, blame_rows
 from pipeline.scoring.contract import beyond_finite, check, check_matrix
 from pipeline.scoring.operations.shared_matrix import EncodedRows, SharedMatrix
 from pipeline.scoring.outputs import check_scores
@@ -51,6 +53,8 @@ class ModelScorer:
         self._predictor = predictor
         self._worked = False
         """True if the model returned for some row."""
+        self._refused = 0
+        """Rows that a service has refused."""
         # Check for infinities in the float32 matrix: it is almost free there, and catches values that overflow float32.
         required = {*finite, *(rule.column for rule in recipe.rules if rule.finite)}
         has_matrix = find_flavor(recipe.model.flavor).takes == "matrix"
@@ -123,6 +127,8 @@ class ModelScorer:
     def predict(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
         """Return the scores of the rows that the model takes, and the other rows by their places in ``matrix``."""
         kind = self._recipe.kind
+        if self._recipe.model.endpoint:
+            return self._ask_service(matrix)
 
         def predict(start: int, stop: int) -> np.ndarray:
             with blame_rows("score", never=self.is_out_of_memory), self.watch:
@@ -140,6 +146,31 @@ class ModelScorer:
         self._worked = self._worked or bool(outcome.parts)
         parts = [part.result for part in outcome.parts] or [np.empty((0, self.output.width), dtype=self.output.dtype)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts), outcome.to_failures()
+
+    def _ask_service(self, matrix: np.ndarray) -> tuple[np.ndarray, Failures]:
+        """Return the answers to the rows, and those that the service refuses: no row is asked about twice.
+
+        :raises ModelError: when the service refuses many rows, and has taken none.
+        """
+        with self.watch:
+            scores = self._predictor.predict(matrix, kind=self._recipe.kind)
+        take_refusals = getattr(self._predictor, "take_refusals", dict)
+        refused: dict[int, tuple[str, str]] = dict(sorted(take_refusals().items()))
+        self._worked = self._worked or len(refused) < len(matrix)
+        self._refused += len(refused)
+        if not self._worked and self._refused >= MAX_FAILED_ROWS:
+            reason, message = next(iter(refused.values()))
+            raise ModelError(
+                "the service refuses every row",
+                where=self._recipe.model.uri,
+                found=f"{reason}: {redact(message)}, and {self._refused:,} rows without an answer",
+                next_step="fix the request in score.endpoint; preview shows the first rows",
+            )
+        check_scores(scores, rows=len(matrix), expected=self.output)
+        rows = np.array(list(refused), dtype=np.int64)
+        reasons = tuple(str(Reason(ReasonKind.SCORE, reason)) for reason, _ in refused.values())
+        messages = tuple(redact(f"{reason}: {message}")[:300] for reason, message in refused.values())
+        return np.delete(scores, rows, axis=0), Failures(rows, reasons, messages)
 
 
 def expect_columns(table: pa.Table, names: Sequence[str]) -> None:

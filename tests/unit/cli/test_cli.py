@@ -549,7 +549,10 @@ def test_verify_exits_with_6_when_a_check_fails(folder: Path, replace_module: Ca
     bad = call("verify", "--seed", "7", "--json")
     assert bad.exit_code == 6
     assert [check["ok"] for check in json.loads(bad.stdout)["checks"]] == [True, False]
-    assert asked == [{"sample": 10, "seed": 1}, {"sample": 1000, "seed": 7}]
+    assert asked == [
+        {"sample": 10, "seed": 1, "call_services": False},
+        {"sample": 1000, "seed": 7, "call_services": False},
+    ]
 
 
 def test_rejects_are_shown_by_reason(folder: Path, replace_module: Callable[..., None]) -> None:

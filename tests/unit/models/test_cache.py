@@ -33,7 +33,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         loaded.append(version.uri)
         return SimpleNamespace(version=version, data=data)
 
-    flavor = SimpleNamespace(load=load, loaded_factor=None)
+    flavor = SimpleNamespace(load=load, loaded_factor=None, has_file=True)
     monkeypatch.setattr(cache, "find_flavor", lambda name: flavor)
     monkeypatch.setattr(cache, "read_version", lambda version: b"x" * 10)
     forget_models()
