@@ -1,4 +1,4 @@
-"""The six events of a job, and the `Callback` that observers derive from.
+"""The seven events of a job, and the `Callback` that observers derive from.
 
 The loop that runs a job knows none of its observers. The error of an observer is logged and ignored: watching a job
 must not fail the job.
@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.step_output import WARNING, MessageCount
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,30 @@ class PartitionEnded:
     """Number of parts that replace the partition, if the attempt split the partition."""
     split_reason: SplitReason | None = None
     """Reason of the split; None without a split, or if an earlier driver made the split."""
+    messages: tuple[MessageCount, ...] = ()
+    """Prints and warnings of steps and models in a completed attempt, by their place in the code."""
+
+
+@dataclass(frozen=True)
+class StepMessage:
+    """The first print or warning of a place in the code of steps and models. Later ones are only counted."""
+
+    job: str
+    partition: str
+    worker: str
+    """Address of the worker."""
+    step: str
+    """Entrypoint of the step or name of the model; empty while code is imported."""
+    kind: str
+    """``print`` or ``warning``."""
+    place: str
+    """File and line, such as ``features.py:9``."""
+    message: str
+
+    @property
+    def line(self) -> str:
+        """The message in one line."""
+        return message_line(self.step, self.kind, self.place, self.message)
 
 
 @dataclass(frozen=True)
@@ -158,7 +183,14 @@ class JobEnded:
     """The report, as ``report.json`` holds it."""
 
 
-Event = StatusChanged | ClusterReady | RoundStarted | ProgressMade | PartitionEnded | JobEnded
+Event = StatusChanged | ClusterReady | RoundStarted | ProgressMade | PartitionEnded | StepMessage | JobEnded
+
+
+def message_line(step: str, kind: str, place: str, message: str) -> str:
+    """Return a print or warning in one line: ``features:build prints (features.py:9): 3 rows``."""
+    who = step or "a step"
+    # The text of a warning begins with its place.
+    return f"{who} warns: {message}" if kind == WARNING else f"{who} prints ({place}): {message}"
 
 
 class Callback:
@@ -179,6 +211,9 @@ class Callback:
     def on_partition(self, event: PartitionEnded) -> None:
         """Handle the end of an attempt."""
 
+    def on_message(self, event: StepMessage) -> None:
+        """Handle the first print or warning of a place in the code of a step."""
+
     def on_end(self, event: JobEnded) -> None:
         """Handle the end of the job."""
 
@@ -191,6 +226,7 @@ def notify(callbacks: Sequence[Callback], event: Event) -> None:
         RoundStarted: "on_round",
         ProgressMade: "on_progress",
         PartitionEnded: "on_partition",
+        StepMessage: "on_message",
         JobEnded: "on_end",
     }[type(event)]
     for callback in callbacks:

@@ -2,6 +2,7 @@
 
 Python shows a warning once for each place in the code, but forgets what it has shown whenever a library changes the
 filters, as pandas does in most calls. Records of ``logging`` that no handler takes count as warnings, too.
+Warnings of an attempt at a partition belong to its output: see `pipeline.common.step_output`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 import warnings
 from collections.abc import Callable
 from typing import TextIO
+
+from pipeline.common import step_output
 
 MAX_KINDS = 200
 """Kinds of warnings that are shown: a step may put the number of a row into each text."""
@@ -32,7 +35,8 @@ class WarnOnce(logging.Handler):
         """Handle a record that no handler of the step's own took."""
         kind = f"{record.name} {record.levelname} {record.msg}"
         text = f"{record.levelname} {record.name}: {record.getMessage()}"
-        if self.is_due(kind, text) and self._otherwise is not None:
+        is_taken = _add_to_output(text, f"{record.filename}:{record.lineno}")
+        if not is_taken and self.is_due(kind, text) and self._otherwise is not None:
             self._otherwise.handle(record)
 
     def is_due(self, kind: str, text: str) -> bool:
@@ -65,8 +69,20 @@ def install(handler: Callable[[logging.Handler | None], WarnOnce] = WarnOnce) ->
         line: str | None = None,
     ) -> None:
         kind = f"{category.__name__} {filename}:{lineno} {message}"
-        text = f"{os.path.basename(filename)}:{lineno}: {category.__name__}: {message}"
+        place = f"{os.path.basename(filename)}:{lineno}"
+        text = f"{place}: {category.__name__}: {message}"
+        if file is None and _add_to_output(text, place):
+            return
         if file is not None or once.is_due(kind, text):
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show_once
+
+
+def _add_to_output(text: str, place: str) -> bool:
+    """Add a warning to the output of the attempt that gives it. Return False outside of one."""
+    output = step_output.current()
+    if output is None:
+        return False
+    output.warn(text, place)
+    return True

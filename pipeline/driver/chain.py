@@ -17,7 +17,7 @@ from pipeline.driver.outcome import Outcome, outcome
 from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.stage_plan import open_upstream_round, plan_next_stage
 from pipeline.errors import PipelineError
-from pipeline.events import Callback, PartitionEnded, ProgressMade, RoundStarted, notify
+from pipeline.events import Callback, PartitionEnded, ProgressMade, RoundStarted, StepMessage, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop
@@ -168,6 +168,10 @@ class _StageEvents(Callback):
         named = replace(event, job=self._job, partition=f"{self._stage}/{event.partition}")
         notify(self._callbacks, named)
         self._progress.ended(named)
+
+    def on_message(self, event: StepMessage) -> None:
+        """Forward a print or warning of a step."""
+        notify(self._callbacks, replace(event, job=self._job, partition=f"{self._stage}/{event.partition}"))
 
     def on_progress(self, event: ProgressMade) -> None:
         """Forward the progress inside partitions."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
+from pipeline.common.step_output import OutputLine
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.driver.alias_change import AliasMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
@@ -24,7 +25,15 @@ from pipeline.driver.quarantine import open_quarantine_round
 from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import InputError, PipelineError, StepChanged
-from pipeline.events import AttemptOutcome, Callback, PartitionEnded, RoundStarted, RunningPartition, notify
+from pipeline.events import (
+    AttemptOutcome,
+    Callback,
+    PartitionEnded,
+    RoundStarted,
+    RunningPartition,
+    StepMessage,
+    notify,
+)
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, open_cluster
 from pipeline.execution.clusters.client import shake_hands, supply_of
 from pipeline.execution.clusters.devices import options_on, options_with
@@ -362,6 +371,13 @@ class Driver(JobRun):
         if self.live is not None:
             self.live.add_event({"event": "straggler", **asdict(mitigation)})
 
+    def step_message(self, line: OutputLine, /, *, worker: str, partition: str) -> None:
+        """Tell the first print or warning of a place in the code of a step."""
+        event = StepMessage(self.job.id, partition, worker, line.step, line.kind, line.place, redact(line.text))
+        notify(self.callbacks, event)
+        if self.live is not None:
+            self.live.add_message(event)
+
     def poll(self) -> None:
         """Check the alias of the model."""
         self.alias_monitor.poll(self.task_set.round)
@@ -407,6 +423,7 @@ def notify_attempt_finished(
         reason=redact(ended.reason),
         parts=len(receipt.splits) if receipt else 0,
         split_reason=ended.split_reason,
+        messages=receipt.messages if receipt else (),
     )
     if ended.outcome is not AttemptOutcome.DONE:
         # A completed partition has a receipt: an event each would only cost an fsync.

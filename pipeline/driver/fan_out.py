@@ -15,7 +15,7 @@ from pipeline.driver.outcome import has_output
 from pipeline.driver.round_progress import RoundProgress
 from pipeline.driver.step_change import StepMonitor
 from pipeline.errors import ChildrenFailed, InfrastructureError, PipelineError
-from pipeline.events import Callback, Event, PartitionEnded, ProgressMade, RoundStarted, notify
+from pipeline.events import Callback, Event, PartitionEnded, ProgressMade, RoundStarted, StepMessage, notify
 from pipeline.execution.clusters import cluster_of, open_cluster
 from pipeline.execution.clusters.client import SharedCluster
 from pipeline.jobs.cancellation import Stop, StopReason
@@ -248,6 +248,10 @@ class _ChildEvents(Callback):
         with self._lock:
             if self._progress is not None:
                 self._progress.ended(named)
+
+    def on_message(self, event: StepMessage) -> None:
+        """Forward a print or warning of a step in a child."""
+        self.notify(replace(event, job=self._job, partition=self._named(event.job, event.partition)))
 
     def on_progress(self, event: ProgressMade) -> None:
         """Add the running partitions of a child to those of the others."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.events import AttemptOutcome, RunningPartition
+from pipeline.events import AttemptOutcome, RunningPartition, StepMessage
 from pipeline.execution.dashboard_page import LivePage
 from pipeline.execution.protocols import AttemptResult
 from pipeline.jobs.directory import JobDirectory
@@ -54,6 +54,10 @@ class LiveJob:
     def add_event(self, event: Mapping[str, Any]) -> None:
         """Count an event of the job."""
         self._count(lambda figures: figures.add_event(event))
+
+    def add_message(self, message: StepMessage) -> None:
+        """Show a print or warning before its partition has ended."""
+        self._count(lambda figures: figures.add_message(message))
 
     def _count(self, add: Callable[[LiveFigures], None]) -> None:
         figures = self._figures

@@ -5,9 +5,7 @@ A job scores all files of its source; an incremental job, the files that are new
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +15,7 @@ from pipeline.common.code_search import find_code
 from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile
 from pipeline.common.step_code import FoundCode, StepCode, digests_of
+from pipeline.common.step_output import shown_once
 from pipeline.driver.score_models import resolve_models, scored_by, scored_steps, scored_version, with_listed_models
 from pipeline.errors import InputChanged, MissingInput, PipelineError, SpecError
 from pipeline.execution.clusters import ClusterAdapter, cluster_of, settings_of
@@ -368,7 +367,7 @@ def _read_sample(
     from pipeline.scoring.step_plan import plan_frames  # imports pandas, which only steps need
 
     # The text that a step prints must not mix with the result of a command.
-    with redirect_stdout(sys.stderr):
+    with shown_once():
         frames = plan_frames(
             spec.maps, rows, never_null=discovery.never_null, import_paths=settings.import_paths, code=code
         )
@@ -396,7 +395,7 @@ def chain_frames(
     """Return the columns after each ``map`` step of a chain, by running the steps on rows of the source."""
     from pipeline.scoring.chain_plan import plan_chain_frames  # imports pandas, which only steps need
 
-    with redirect_stdout(sys.stderr):
+    with shown_once():
         return plan_chain_frames(
             spec.steps,
             sample,

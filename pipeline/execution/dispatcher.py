@@ -36,7 +36,7 @@ from pipeline.execution.health import PING_TIMEOUT, ClusterHealth, DispatchPolic
 from pipeline.execution.placement import Placement
 from pipeline.execution.protocols import AttemptResult, DispatchListener, SplitResult, TaskSource
 from pipeline.execution.rebalancing import ProgressAnswer, StragglerMitigator, WorkerProbe, start_thread
-from pipeline.execution.step_warnings import StepWarning
+from pipeline.execution.step_messages import StepMessage
 from pipeline.execution.stragglers import Action, Ask, Backup, Reassign, SplitAmong, StragglerPolicy
 from pipeline.execution.worker_events import (
     Advanced,
@@ -107,7 +107,7 @@ class Dispatcher:
         self._advanced_at: float | None = None
         self._kept: set[str] = set()
         """Workers that are not restarted, because they may be used by others; each is logged once."""
-        self._warned: set[str] = set()
+        self._told: set[tuple[str, str, str]] = set()
         """Kinds of step warnings that were logged."""
         self._events: ClusterEventListener | None = None
         self._tracker = ExecutionTracker()
@@ -233,8 +233,8 @@ class Dispatcher:
             except queue.Empty:
                 return
             timeout = 0.0
-            if isinstance(item, StepWarning):
-                self._on_step_warning(item)
+            if isinstance(item, StepMessage):
+                self._on_step_message(item)
             elif isinstance(item, (Started, MemoryRanOut, WorkerLeaving, WorkerLeft)):
                 self._on_cluster_event(item)
             elif isinstance(item, Advanced):
@@ -410,11 +410,14 @@ class Dispatcher:
             elif self._flight.has_key(lost.key):
                 self._on_worker_death(replace(lost, cause=cause))
 
-    def _on_step_warning(self, warning: StepWarning) -> None:
-        """Log the first warning of its kind. Other jobs on this cluster have their own tasks."""
-        if self._flight.has_key(warning.key) and warning.kind not in self._warned:
-            self._warned.add(warning.kind)
-            logger.warning("a step warns: %s", warning.text, extra={"worker": warning.worker})
+    def _on_step_message(self, message: StepMessage) -> None:
+        """Tell the first line of a place in the code. Other jobs on this cluster have their own tasks."""
+        line = message.line
+        place = (line.step, line.kind, line.place)
+        if self._flight.has_key(message.key) and place not in self._told:
+            self._told.add(place)
+            partition = self._flight.attempts[self._flight.of_key(message.key)].partition
+            self.listener.step_message(line, worker=message.worker, partition=partition.id)
 
     def _on_worker_death(self, lost: LostExecution) -> None:
         future = self._flight.of_key(lost.key)

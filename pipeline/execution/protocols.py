@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.common.step_output import OutputLine
 from pipeline.events import AttemptOutcome, MitigationAction, RunningPartition, SplitReason
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
@@ -86,6 +87,9 @@ class DispatchListener(Protocol):
 
     def advanced(self, running: Sequence[RunningPartition], /) -> None:
         """Handle progress inside the partitions that run; called at most once a second."""
+
+    def step_message(self, line: OutputLine, /, *, worker: str, partition: str) -> None:
+        """Handle the first print or warning of a place in the code of a step."""
 
     def poll(self) -> None:
         """Run each time the dispatcher polls the cluster. A slow call delays new partitions."""

@@ -17,7 +17,7 @@ from distributed.metrics import context_meter
 from pipeline.common.secrets import redact_error
 from pipeline.errors import DeviceLost, PipelineError
 from pipeline.execution.device_loss import leave_after_loss, prepare_process, without_lost_device
-from pipeline.execution.step_warnings import TASK_PREFIX
+from pipeline.execution.step_messages import TASK_PREFIX, install, message_forwarder
 from pipeline.execution.worker_events import announce_start, memory_limit, progress_reporter
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
@@ -73,10 +73,17 @@ def partition_receipt(
     if isolation is not None:
         isolation = replace(isolation, memory=round(ISOLATED_SHARE * memory_limit()))
     prepare_process()
+    install()  # a worker of the user's own that joined late has not done it
     try:
         used = without_lost_device(recipe)
         receipt = score_partition(
-            used, partition, versions=versions, key=key, isolation=isolation, report=progress_reporter()
+            used,
+            partition,
+            versions=versions,
+            key=key,
+            isolation=isolation,
+            report=progress_reporter(),
+            on_message=message_forwarder(recipe.job),
         )
         meter_phases(receipt)
         return receipt.to_json_bytes().decode()

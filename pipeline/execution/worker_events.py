@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from distributed import get_worker
 from distributed.utils import sync
 
-from pipeline.execution import step_warnings
-from pipeline.execution.step_warnings import StepWarning
+from pipeline.execution import step_messages
+from pipeline.execution.step_messages import StepMessage
 
 
 class LossCause(StrEnum):
@@ -88,7 +88,7 @@ class Advanced:
     """Input rows of its finished batches."""
 
 
-ClusterEvent = Started | MemoryRanOut | WorkerLeaving | WorkerLeft | StepWarning
+ClusterEvent = Started | MemoryRanOut | WorkerLeaving | WorkerLeft | StepMessage
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ExecutionTracker:
         if isinstance(event, MemoryRanOut):
             self._out_of_memory.add(event.worker)
             return ()
-        if isinstance(event, StepWarning):
+        if isinstance(event, StepMessage):
             return ()
         if isinstance(event, WorkerLeaving):
             self._leaving[event.worker] = event
@@ -334,7 +334,7 @@ class ClusterEventListener:
             MEMORY_TOPIC: self._on_memory,
             LEAVING_TOPIC: self._on_leaving,
             ALL_TOPIC: self._on_all,
-            step_warnings.TOPIC: self._on_warning,
+            step_messages.TOPIC: self._on_message,
         }
 
     def _on_started(self, event: tuple[float, Any]) -> None:
@@ -347,8 +347,8 @@ class ClusterEventListener:
     def _on_memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))
 
-    def _on_warning(self, event: tuple[float, Any]) -> None:
-        self._put(step_warnings.read_warning(event[1]))
+    def _on_message(self, event: tuple[float, Any]) -> None:
+        self._put(step_messages.read_message(event[1]))
 
     def _on_leaving(self, event: tuple[float, Any]) -> None:
         message = event[1]

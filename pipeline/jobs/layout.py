@@ -30,6 +30,7 @@ LEASES = "lease"
 CANCEL_REQUESTS = "cancel"
 LOGS = "logs"
 WORKER_LOGS = f"{LOGS}/workers"
+PARTITION_LOGS = f"{LOGS}/partitions"
 SUBMISSIONS = "submissions"
 STARTS = "starts"
 CHILDREN = "children"
@@ -168,6 +169,11 @@ def cancel_path(epoch: int) -> str:
 def log_path(epoch: int) -> str:
     """Path of the log of the driver of an epoch."""
     return f"{LOGS}/{epoch}.jsonl"
+
+
+def partition_log_path(partition: str, attempt: str) -> str:
+    """Path of what steps printed in an attempt at a partition."""
+    return f"{PARTITION_LOGS}/{partition}-{attempt}.jsonl"
 
 
 def submission_path(number: int) -> str:

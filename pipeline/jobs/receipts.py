@@ -23,6 +23,7 @@ from pipeline.common.agreement import Agreement, merged
 from pipeline.common.checksum import from_stored
 from pipeline.common.pickling import fast_pickle
 from pipeline.common.rows import RowCounts
+from pipeline.common.step_output import MessageCount
 from pipeline.errors import StateCorrupt
 from pipeline.models.engines import EngineUse
 
@@ -133,6 +134,8 @@ class Receipt:
     unknown."""
     sketches: dict[str, Any] = field(default_factory=dict)
     """Distributions of scores and features, see `pipeline.common.sketch`; left out of the stored form if empty."""
+    messages: tuple[MessageCount, ...] = ()
+    """Prints and warnings of steps and models, by their place in the code; left out of the stored form if empty."""
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
@@ -148,6 +151,8 @@ class Receipt:
             del record["ended"]
         if not self.sketches:
             del record["sketches"]
+        if not self.messages:
+            del record["messages"]
         if not self.made:
             del record["made"], record["content"]
         record["rows"] = self.rows.to_dict()
@@ -177,6 +182,7 @@ class Receipt:
                 record["engine"] = EngineUse.from_dict(record["engine"])
             agreements = record.get("agreements", {})
             record["agreements"] = {name: Agreement.from_dict(part) for name, part in agreements.items()}
+            record["messages"] = tuple(map(MessageCount.from_dict, record.get("messages", ())))
             for key in ("data", "rejects"):
                 record[key] = DataFile(**from_stored(record[key])) if record[key] is not None else None
             return Receipt(**record)

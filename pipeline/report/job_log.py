@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact
+from pipeline.common.step_output import WARNING
 from pipeline.common.units import iso_time
 from pipeline.errors import PipelineError
-from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded
+from pipeline.events import AttemptOutcome, Callback, JobEnded, PartitionEnded, StepMessage
 from pipeline.jobs import layout
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
@@ -160,6 +161,11 @@ class _Progress(Callback):
                 attempt=event.attempt,
                 worker=event.worker,
             )
+
+    def on_message(self, event: StepMessage) -> None:
+        """Write the first print or warning of a place in the code of a step."""
+        level = "WARNING" if event.kind == WARNING else "INFO"
+        self._say(event.line, level=level, partition=event.partition, worker=event.worker)
 
     def on_end(self, event: JobEnded) -> None:
         """Write the error of a failed job, with its details."""

@@ -17,8 +17,9 @@ import numpy as np
 from pipeline.common.metrics import BUCKETS
 from pipeline.common.rows import RowCounts
 from pipeline.common.secrets import redact_values
+from pipeline.common.step_output import MessageCount, add_counts
 from pipeline.common.units import iso_time, utc_now
-from pipeline.events import AttemptOutcome, MitigationAction, RunningPartition
+from pipeline.events import AttemptOutcome, MitigationAction, RunningPartition, StepMessage
 from pipeline.execution.failures import is_worker_loss
 from pipeline.execution.stragglers import StragglerPolicy
 from pipeline.jobs.directory import JobDirectory
@@ -82,6 +83,8 @@ class LiveFigures:
     engines: Counter[str] = field(default_factory=Counter)
     workers: dict[str, WorkerTime] = field(default_factory=dict)
     durations: list[float] = field(default_factory=list)
+    messages: dict[tuple[str, str, str], MessageCount] = field(default_factory=dict)
+    """Prints and warnings of steps in completed partitions, by place; 0 times: of a partition that runs."""
 
     @staticmethod
     def of(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]] = ()) -> LiveFigures:
@@ -118,6 +121,11 @@ class LiveFigures:
         if receipt.batch_rows:
             self.smallest_batch = min(self.smallest_batch or receipt.batch_rows, receipt.batch_rows)
             self.backoffs += receipt.batch_rows < self.plan.batch_rows
+        add_counts(self.messages, receipt.messages)
+
+    def add_message(self, event: StepMessage) -> None:
+        """Show a print or warning whose partition has not ended."""
+        add_counts(self.messages, [MessageCount(event.step, event.kind, event.place, event.message, 0)])
 
     def add_parts(self, parts: int) -> None:
         """Count the parts that replace a partition."""
@@ -196,6 +204,7 @@ class LiveFigures:
                     "model": f"{found['name']} version {found['version']}" if found["name"] else "",
                     "engines": dict(self.engines),
                     "reasons": {name: n for name, n in self.reasons.most_common(SHOWN_REASONS) if n > 0},
+                    "messages": [message.to_dict() for message in self.messages.values()],
                     "retries": self.retries,
                     "splits": self.splits,
                     "backups": self.backups,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.common.html import Tone, html_table
+from pipeline.common.step_output import MessageCount, add_counts
 from pipeline.common.units import format_count, format_seconds, plural
 from pipeline.events import (
     AttemptOutcome,
@@ -19,12 +20,16 @@ from pipeline.events import (
     ProgressMade,
     RoundStarted,
     StatusChanged,
+    StepMessage,
+    message_line,
 )
 from pipeline.jobs.status import Status
 from pipeline.report.progress import PHASES, Tally, show_progress
 
 DRAW_SECONDS = 0.5
 """Shortest time between two updates of the card: each is kept in the page while the cell runs."""
+MAX_MESSAGES = 6
+"""Places of prints and warnings of steps that the card shows."""
 MAX_NOTES = 5
 """Retries and failures that the card shows, the last ones."""
 
@@ -43,6 +48,7 @@ class NotebookProgress(Callback):
         self._drawn = -DRAW_SECONDS
         self._job = self._dashboard = ""
         self._notes: list[str] = []
+        self._messages: dict[tuple[str, str, str], MessageCount] = {}
         self._draw()
 
     def on_status(self, event: StatusChanged) -> None:
@@ -73,15 +79,31 @@ class NotebookProgress(Callback):
         self.tally.add(event, now=self._clock())
         if event.outcome in (AttemptOutcome.RETRY, AttemptOutcome.FAILED):
             self._notes.append(f"partition {event.partition}: {event.outcome}: {event.reason}")
+        add_counts(self._messages, event.messages)
+        self._draw_if_due()
+
+    def on_message(self, event: StepMessage) -> None:
+        """Show the first print or warning of a place in the code of a step, before its partition has ended."""
+        add_counts(self._messages, [MessageCount(event.step, event.kind, event.place, event.message, 0)])
         self._draw_if_due()
 
     def on_end(self, event: JobEnded) -> None:
-        """Show the final status, in one line: the report of the job follows."""
+        """Show the final status, and what steps printed: the report of the job follows."""
         seconds = format_seconds(self._clock() - self._started)
         status = Status(event.status)
         tone: Tone = "good" if status is Status.SUCCEEDED else "warn" if status.is_success else "bad"
         title = f"{event.status}  {event.job}"
-        self._update({"text/plain": title, "text/html": html_table(f"{title}  ({seconds})", (), tone=tone)})
+        html = html_table(f"{title}  ({seconds})", self._message_fields(), tone=tone)
+        self._update({"text/plain": title, "text/html": html})
+
+    def _message_fields(self) -> list[tuple[str, str]]:
+        """Return the prints and warnings of steps, and how often each came."""
+        lines = [
+            message_line(*message.key, message.text) + (f"  ({message.count:,} times)" if message.count > 1 else "")
+            for message in self._messages.values()
+        ]
+        more = [f"and {len(lines) - MAX_MESSAGES} more"] if len(lines) > MAX_MESSAGES else []
+        return [("steps", "\n".join([*lines[:MAX_MESSAGES], *more]))] if lines else []
 
     def _draw_if_due(self) -> None:
         if self._clock() - self._drawn >= DRAW_SECONDS:
@@ -108,6 +130,7 @@ class NotebookProgress(Callback):
                 ("speed", rate if tally.rows_scored else ""),
             ]
         fields.append(("dashboard", self._dashboard))
+        fields += self._message_fields()
         fields.append(("", "\n".join(self._notes[-MAX_NOTES:])))
         elapsed = format_seconds(now - self._started)
         title = f"{tally.phase}  {self._job}".rstrip() + f"  ({elapsed})"

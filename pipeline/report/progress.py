@@ -22,6 +22,7 @@ from pipeline.events import (
     RoundStarted,
     RunningPartition,
     StatusChanged,
+    StepMessage,
 )
 from pipeline.jobs.status import Status
 
@@ -200,6 +201,10 @@ class PlainProgress(Callback):
             self._write(f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}")
         self._write_if_due(now, is_end=self.tally.done == self.tally.partitions)
 
+    def on_message(self, event: StepMessage) -> None:
+        """Write the first print or warning of a place in the code of a step."""
+        self._write(event.line)
+
     def _write_if_due(self, now: float, *, is_end: bool = False) -> None:
         seconds, share = self._last
         if now - seconds >= LINE_SECONDS or self._share() - share >= LINE_SHARE or is_end:
@@ -286,6 +291,10 @@ class LiveProgress(Callback):
             text = f"partition {event.partition}: {event.outcome} after attempt {event.attempt}: {event.reason}"
             self.print_line(text)
         self._draw()
+
+    def on_message(self, event: StepMessage) -> None:
+        """Print the first print or warning of a place in the code of a step."""
+        self.print_line(event.line)
 
     def on_end(self, event: JobEnded) -> None:
         """Remove the bar for the summary."""

@@ -15,10 +15,12 @@ from importlib import import_module
 from typing import IO
 
 from pipeline.common.secrets import mask_logs, mask_streams
+from pipeline.common.step_output import OutputLine, StepOutput, capture
+from pipeline.common.warn_once import install
 from pipeline.models.endpoints.calls import set_process_share
 from pipeline.models.flavors import find_flavor
 from pipeline.plan.recipe import StageRecipe
-from pipeline.scoring.isolation import Died, read_message, sendable, write_message
+from pipeline.scoring.isolation import Answered, Died, read_message, sendable, write_message
 from pipeline.scoring.predictors import library_predictors
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.storage.urls import use_storage_options
@@ -85,16 +87,18 @@ def _score_all(recipe: StageRecipe, questions: IO[bytes], answers: IO[bytes]) ->
     try:
         while True:
             question = read_message(questions)
-            try:
-                if scorer is None or question is None:
-                    set_process_share(recipe.service_share)
-                    scorer = Scorer(recipe, library_predictors(recipe))
-                    answer = os.getpid()
-                else:
-                    answer = scorer.score_batch(question[0], paths=question[1])
-            except Exception as error:
-                answer = sendable(error)
-            write_message(answers, answer)
+            lines: list[OutputLine] = []
+            with capture(StepOutput(lines.append)) as output:
+                try:
+                    if scorer is None or question is None:
+                        set_process_share(recipe.service_share)
+                        scorer = Scorer(recipe, library_predictors(recipe))
+                        answer = os.getpid()
+                    else:
+                        answer = scorer.score_batch(question[0], paths=question[1])
+                except Exception as error:
+                    answer = sendable(error)
+            write_message(answers, Answered(answer, tuple(lines), output.counts, output.left_out))
     finally:
         os._exit(0)
 
@@ -113,6 +117,7 @@ def main() -> None:
     os.dup2(2, 1)
     mask_logs()
     mask_streams()
+    install()
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     serve(questions, answers)

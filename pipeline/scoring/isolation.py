@@ -30,6 +30,7 @@ import pyarrow as pa
 from pipeline.common.agreement import merged
 from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.common.sketch import Sketches
+from pipeline.common.step_output import MessageCount, OutputLine, current
 from pipeline.devices.inventory import VISIBLE
 from pipeline.errors import OutOfMemory, PartitionStuck, PipelineError
 from pipeline.models.engines import EngineUse
@@ -199,6 +200,16 @@ def cut_range(start: int, stop: int, *, pieces: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """Answer of a scorer, and what the code of the user printed meanwhile."""
+
+    answer: Any
+    lines: tuple[OutputLine, ...] = ()
+    counts: tuple[MessageCount, ...] = ()
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
 class Died:
     """Answer on behalf of a scorer that crashed."""
 
@@ -275,6 +286,10 @@ class _Child:
                 found=f"exit status {self._process.wait()}",
                 next_step="resume the job; give its machine more memory if it happens again",
             ) from None
+        if isinstance(answer, Answered):
+            if (output := current()) is not None:
+                output.add_all(answer.lines, answer.counts, answer.left_out)
+            answer = answer.answer
         if isinstance(answer, Died):
             self._scorer = 0
             raise CrashError(

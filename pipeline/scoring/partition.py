@@ -27,6 +27,7 @@ from pipeline.common.arrow_memory import keep_freed_pages
 from pipeline.common.imports import require_whole_imports
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.common.sketch import Sketches
+from pipeline.common.step_output import OutputLine, StepOutput, capture
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import PlanMismatch, ReconciliationFailed
 from pipeline.jobs import layout
@@ -43,6 +44,7 @@ from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation, for_steps
 from pipeline.scoring.outputs import reject_schema
+from pipeline.scoring.partition_log import PartitionLog
 from pipeline.scoring.predictors import NO_PREDICTORS, OpenPredictors, open_predictors
 from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
 from pipeline.scoring.scorer import ScoredBatch, Scorer
@@ -64,6 +66,7 @@ def score_partition(
     worker: str = "",
     isolation: Isolation | None = None,
     report: Callable[[int], None] | None = None,
+    on_message: Callable[[OutputLine], object] | None = None,
 ) -> Receipt:
     """Score ``partition`` and commit its receipt. If another attempt has committed a receipt, return that receipt.
 
@@ -75,6 +78,7 @@ def score_partition(
     :param worker: name for the receipt; default: host and process.
     :param isolation: limits for scoring in a separate process. Default: score in this process.
     :param report: called with the number of rows that are done, at the end of each batch.
+    :param on_message: called with the first line that each place in the code of steps and models prints.
     :raises PipelineError: when the partition cannot be scored. The files of this attempt are removed then.
     """
     use_storage_options(recipe.storage)
@@ -84,15 +88,17 @@ def score_partition(
     if committed is not None:
         return committed
     with track_attempt(key or partition.id, rows=partition.rows, report=report) as progress:
-        attempt = _Attempt(recipe, partition, store, progress)
+        attempt = _Attempt(recipe, partition, store, progress, on_message)
         answers = StoredAnswers(store, partition.id) if recipe.service_rows else None
         try:
             worker = worker or f"{socket.gethostname()}:{os.getpid()}"
-            with attempt_calls(Calls(recipe.service_share, answers or NoKeptAnswers())):
+            with attempt.captured(), attempt_calls(Calls(recipe.service_share, answers or NoKeptAnswers())):
                 receipt = attempt.score(versions, worker=worker, isolation=isolation)
         except BaseException:
             attempt.abandon()
             raise
+    if attempt.output.counts:
+        receipt = replace(receipt, messages=attempt.output.counts)
     committed = _commit(attempt, receipt, store, recipe)
     if answers is not None and not committed.splits:
         answers.remove()
@@ -122,13 +128,23 @@ def round_folder(recipe: StageRecipe) -> str:
 class _Attempt:
     """One attempt at a partition. Its two files become part of the output once its receipt is committed."""
 
-    def __init__(self, recipe: StageRecipe, partition: Partition, store: Store, progress: AttemptProgress) -> None:
+    def __init__(
+        self,
+        recipe: StageRecipe,
+        partition: Partition,
+        store: Store,
+        progress: AttemptProgress,
+        on_message: Callable[[OutputLine], object] | None = None,
+    ) -> None:
         self.recipe = recipe
         self.partition = partition
         self.progress = progress
         self.split: Receipt | None = None
         """Receipt that splits the partition, once this attempt has stopped before its end."""
         self.name = unique_name()
+        open_job = partial(open_store, recipe.directory, private=True, fsync=False)
+        self.log = PartitionLog(open_job, layout.partition_log_path(partition.id, self.name))
+        self.output = StepOutput(self.log.write, on_first=on_message)
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
         rejects = reject_schema(pa.ipc.read_schema(pa.py_buffer(recipe.schema)))
@@ -148,6 +164,15 @@ class _Attempt:
             metadata=metadata,
             row_group_bytes=recipe.row_group_bytes,
         )
+
+    @contextmanager
+    def captured(self) -> Iterator[None]:
+        """Keep what steps and models print in this block, also if they raise."""
+        try:
+            with capture(self.output):
+                yield
+        finally:
+            self.log.close(left_out=self.output.left_out)
 
     def score(self, versions: Versions | None, *, worker: str, isolation: Isolation | None = None) -> Receipt:
         """Read, score and write the rows. Return the receipt, which is not committed yet."""
@@ -171,6 +196,7 @@ class _Attempt:
                     self.data.add(scored.table)
                     if scored.rejects is not None:
                         self.rejects.add(scored.rejects)
+                    self.log.flush()
                     if self.progress.advance(counter.rows_done):
                         self.split = self._split_at(counter.rows_done)
                         break

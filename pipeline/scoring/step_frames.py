@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.common.step_output import of_step
 from pipeline.errors import SpecError, StepFailed
 from pipeline.scoring.arrow import take_rows
 from pipeline.scoring.bisection import NoRowWorksError, RowsError, bisect, blame_rows
@@ -114,7 +115,7 @@ def run_step(
 
 def _run_table_step(step: Step, given: pa.Table, planned: pa.Schema | None) -> tuple[pa.Table, np.ndarray]:
     """Run a step that takes an Arrow table or a Polars frame."""
-    with blame_rows(f"step:{step.entrypoint}"), _show_warnings():
+    with blame_rows(f"step:{step.entrypoint}"), _show_warnings(), of_step(step.entrypoint):
         # Each call gets a frame of its own: Polars changes some in place.
         result = call_step(lambda: step.function(to_given(given, step.kind)), step.on_error, entrypoint=step.entrypoint)
     keeps_order = step.row_wise == "unchecked"
@@ -135,7 +136,7 @@ def _run_frame_step(
 def _call_step(step: Step, frame: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """Call a step. Return its frame in the order of the rows, and the position in ``frame`` of each row."""
     count = len(frame)
-    with blame_rows(f"step:{step.entrypoint}"), _show_warnings():
+    with blame_rows(f"step:{step.entrypoint}"), _show_warnings(), of_step(step.entrypoint):
         # Each call gets a frame of its own: one that raised may have changed columns.
         call = partial(_call_function, step, frame) if step.on_error else partial(step.function, frame)
         result: Any = call_step(call, step.on_error, entrypoint=step.entrypoint)

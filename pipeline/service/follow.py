@@ -9,7 +9,16 @@ from typing import Any
 
 from pipeline.common.units import utc_now
 from pipeline.errors import DriverLost
-from pipeline.events import AttemptOutcome, Event, JobEnded, PartitionEnded, RoundStarted, SplitReason, StatusChanged
+from pipeline.events import (
+    AttemptOutcome,
+    Event,
+    JobEnded,
+    PartitionEnded,
+    RoundStarted,
+    SplitReason,
+    StatusChanged,
+    StepMessage,
+)
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, Verdict, highest_epoch
@@ -110,6 +119,8 @@ class Follower:
     """Time of the last progress yielded."""
     _receipts: dict[str, Receipt] = field(default_factory=dict)
     """Known receipts by ``<round>/<name of the file>``."""
+    _places: set[tuple[str, str, str]] = field(default_factory=set)
+    """Places in the code of steps of which a print or warning was yielded."""
     _stage: JobDirectory | None = None
     """The last stage that began, of a job with stages: its receipts count."""
 
@@ -128,7 +139,10 @@ class Follower:
             yield from self._from_record(event)
         if not any(event["event"] in ("round_started", "stage") for event in recent):
             # Otherwise the counts of RoundStarted include these partitions already.
-            yield from (self._done(key, receipt) for key, receipt in new if not receipt.splits)
+            for key, receipt in new:
+                yield from self._messages(receipt)
+                if not receipt.splits:
+                    yield self._done(key, receipt)
         yield from self._progress()
 
     def _progress(self) -> Iterator[Event]:
@@ -187,7 +201,15 @@ class Follower:
             rows=receipt.rows,
             seconds=receipt.seconds.total,
             worker=receipt.worker,
+            messages=receipt.messages,
         )
+
+    def _messages(self, receipt: Receipt) -> Iterator[Event]:
+        """Yield the prints and warnings of steps from places that no receipt before has named."""
+        for message in receipt.messages:
+            if message.key not in self._places:
+                self._places.add(message.key)
+                yield StepMessage(self.job.id, receipt.partition, receipt.worker, *message.key, message.text)
 
     def _enter_stage(self, events: Sequence[dict[str, Any]]) -> None:
         """Go over to the stage that began last."""

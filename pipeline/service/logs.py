@@ -1,4 +1,7 @@
-"""The log of a job as text lines: its events, the logs of its drivers, and the output of drivers that died early."""
+"""The log of a job as text lines: its events, the logs of its drivers, and the output of drivers that died early.
+
+The log of a partition has what steps and models printed besides, every line of every attempt.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.common.step_output import WARNING
 from pipeline.common.units import format_seconds, plural
 from pipeline.errors import PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import Holder, is_process
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.stages import stage_states
 from pipeline.report.job_log import rows_text
 from pipeline.service.queue import find_starts
 
@@ -31,7 +36,8 @@ class LogLine:
     level: str
     """``INFO``, ``WARNING`` or ``ERROR``."""
     source: str
-    """``event``, the name of a logger, ``receipt``, or ``output`` of a driver that never acquired the lease."""
+    """``event``, the name of a logger, ``receipt``, ``step`` for what a step printed, or ``output`` of a driver that
+    never acquired the lease."""
     message: str
     partition: str = ""
     worker: str = ""
@@ -68,7 +74,22 @@ class LogReader:
         for path in [layout.log_path(epoch) for epoch in layout.numbers_of(store.list(layout.LOGS), suffix=".jsonl")]:
             lines += [_from_log(record) for record in self._new(path, _read_lines(store.read(path)))]
         lines += [line for name, text in self._outputs() for line in self._new_text(name, text)]
+        lines += self._printed()
         return sorted((line for line in lines if self._is_selected(line)), key=lambda line: line.time)
+
+    def _printed(self) -> list[LogLine]:
+        """Return the new lines that steps printed in attempts at the requested partition."""
+        if not self.partition:
+            return []
+        lines = []
+        for prefix, job in _with_parts(self.job):
+            for name in job.store.list(layout.PARTITION_LOGS):
+                partition = name.rpartition("-")[0]
+                if _is_part(prefix + partition, self.partition) or _is_part(partition, self.partition):
+                    path = f"{layout.PARTITION_LOGS}/{name}"
+                    records = self._new(prefix + path, _read_lines(job.store.read(path)))
+                    lines += [_from_print(record, prefix + partition) for record in records]
+        return lines
 
     def receipts(self) -> list[LogLine]:
         """Return lines from the requested partition's receipts: the only trace of work done after the driver died."""
@@ -110,6 +131,24 @@ class LogReader:
         if self.partition and not _is_part(line.partition, self.partition):
             return False
         return not self.errors or line.level in ERROR_LEVELS
+
+
+def _with_parts(job: JobDirectory) -> Iterable[tuple[str, JobDirectory]]:
+    """Yield a job, its stages and its children, each with what the names of its partitions begin with."""
+    yield "", job
+    for stage in stage_states(job):
+        if stage.job is not None:
+            yield f"{stage.name}/", stage.job
+    for child in job.children():
+        yield f"{child.id.removeprefix(f'{job.id}.')}/", child
+
+
+def _from_print(record: Mapping[str, Any], partition: str) -> LogLine:
+    text, place, kind = (str(record.get(name, "")) for name in ("text", "place", "kind"))
+    step = str(record.get("step", "")) or "a step"
+    message = f"{step} ({place}): {text}" if place and kind != WARNING else f"{step}: {text}" if kind else text
+    message = f"{partition}: {message}" if "/" in partition else message
+    return LogLine(str(record.get("time", "")), "WARNING" if kind == WARNING else "INFO", "step", message, partition)
 
 
 def _receipt_text(receipt: Receipt) -> str:

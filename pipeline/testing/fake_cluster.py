@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.common.rows import Fragment
+from pipeline.common.step_output import OutputLine
 from pipeline.events import RunningPartition
-from pipeline.execution import step_warnings
+from pipeline.execution import step_messages
 from pipeline.execution.dispatcher import Dispatcher
 from pipeline.execution.protocols import AttemptResult, Mitigation, SplitResult
 from pipeline.execution.worker_events import ALL_TOPIC, LEAVING_TOPIC, MEMORY_TOPIC, PROGRESS_TOPIC, STARTED_TOPIC
@@ -192,7 +193,8 @@ class FakeCluster:
 
     def warn(self, key: str, text: str, *, worker: str = "a") -> None:
         """Let the step in a task warn."""
-        self._log(step_warnings.TOPIC, key=key, kind=text, text=text, worker=worker)
+        place = ":".join(text.split(":")[:2])
+        self._log(step_messages.TOPIC, key=key, step="f:build", kind="warning", place=place, text=text, worker=worker)
 
     def lose_worker(self, worker: str, *, is_expected: bool = False) -> None:
         """Let a worker leave: by a crash, or as announced."""
@@ -262,6 +264,7 @@ class FakeListener:
     results: list[AttemptResult] = field(default_factory=list)
     mitigations: list[Mitigation] = field(default_factory=list)
     running: list[tuple[RunningPartition, ...]] = field(default_factory=list)
+    messages: list[OutputLine] = field(default_factory=list)
 
     def attempt_finished(self, result: AttemptResult, /) -> None:
         """Keep a result."""
@@ -274,6 +277,10 @@ class FakeListener:
     def advanced(self, running: Sequence[RunningPartition], /) -> None:
         """Keep the progress of running partitions."""
         self.running.append(tuple(running))
+
+    def step_message(self, line: OutputLine, /, *, worker: str, partition: str) -> None:
+        """Keep a message of a step."""
+        self.messages.append(line)
 
     def poll(self) -> None:
         """Do nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pandas as pd
 
@@ -10,6 +11,13 @@ import pandas as pd
 def add_ratio(frame: pd.DataFrame) -> pd.DataFrame:
     """A column that a step makes."""
     return frame.assign(ratio=frame["balance"] / (frame["visits"] + 1))
+
+
+def add_ratio_aloud(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step that prints and warns."""
+    print(len(frame), "rows")
+    warnings.warn("an old feature", stacklevel=1)
+    return add_ratio(frame)
 
 
 def drop_young(frame: pd.DataFrame) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def test_threads_of_this_process(
     make_spec: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    spec = make_spec(maps=("steps_for_tests:add_ratio",))
+    spec = make_spec(maps=("steps_for_tests:add_ratio_aloud",))
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=True) as client,
@@ -79,6 +79,8 @@ def test_threads_of_this_process(
     ):
         check(cluster, client, spec, tmp_path)
         assert get_client() is client
+        (job,) = (tmp_path / "jobs").glob("test-*")
+        assert list((job / "logs" / "partitions").iterdir())
         assert said(caplog) == ["the workers are threads of this process"]
         with pytest.raises(SpecError, match="cannot run on threads of this process"):
             job_on(client, spec, tmp_path).submit()

@@ -15,10 +15,13 @@ import pytest
 import steps_for_tests
 
 from pipeline.errors import InputChanged, OutputExists, PipelineError, PlanMismatch, StepFailed, TooManyRejects
+from pipeline.events import Callback, StepMessage
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.listing import find_job
+from pipeline.report.live_figures import stored_figures
 from pipeline.report.verify import verify
 from pipeline.runner import resume, run
+from pipeline.service.logs import LogReader
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.oracle import Lake, make_lake, make_table, oracle
@@ -67,6 +70,32 @@ def test_steps_make_columns_and_drop_rows(
     assert out.column_names == columns
     assert_equals_oracle(out, expected[columns])
     assert out.schema.field("price").type == pa.decimal128(12, 2)
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}], ids=["in the worker", "in a process of its own"])
+def test_prints_of_steps_are_told_once_and_kept_in_full(
+    make_spec: Make, settings: Settings, tmp_path: Path, model_path: Path, limits: dict[str, float]
+) -> None:
+    class Recorder(Callback):
+        def __init__(self) -> None:
+            self.told: list[StepMessage] = []
+
+        def on_message(self, event: StepMessage) -> None:
+            self.told.append(event)
+
+    step = {"map": "steps_for_tests:add_ratio_aloud", **limits}
+    recorder = Recorder()
+    steps = [step, {"score": {"model": str(model_path)}}]
+    small = make_lake(tmp_path / "small", rows=(300,))
+    report = run(make_spec(lake=small, steps=steps), settings=settings, callbacks=[recorder])
+    assert sorted(event.kind for event in recorder.told) == ["print", "warning"]
+    assert {event.step for event in recorder.told} == {"steps_for_tests:add_ratio_aloud"}
+    job = JobDirectory.open(report.directory)
+    (receipt,) = job.receipts.all()
+    stored = job.store.read(f"logs/partitions/{receipt.partition}-{receipt.attempt}.jsonl")
+    assert sum(message.count for message in receipt.messages) == len(stored.splitlines()) >= 2
+    assert "300 rows" in " ".join(line.message for line in LogReader(job, partition=receipt.partition).read())
+    assert len(stored_figures(job)["messages"]) == 2
 
 
 def test_a_filter_counts_what_it_drops(

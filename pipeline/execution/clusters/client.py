@@ -23,7 +23,7 @@ from pipeline.common.secrets import mask_logs
 from pipeline.devices.report import DeviceReport
 from pipeline.errors import EnvMismatch
 from pipeline.events import ClusterReady
-from pipeline.execution import step_warnings
+from pipeline.execution import step_messages
 from pipeline.execution.placement import workers_asked
 from pipeline.execution.worker_events import SharedClusterState, WorkerSupply
 from pipeline.models.flavors import find_flavor
@@ -55,7 +55,7 @@ def warm_up(flavor: str, device: Device = "cpu", *, has_steps: bool = True) -> A
     :param has_steps: False: the task runs no map step, so the flavor's libraries are imported as far as it needs them.
     """
     mask_logs()
-    step_warnings.install()
+    step_messages.install()
     if not flavor:
         return Answer(versions())
     found = find_flavor(flavor)

@@ -12,7 +12,7 @@ from typing import Any
 import pipeline.execution.tasks  # noqa: F401  (while the worker starts: the first task does not wait)
 from pipeline.common.imports import allow_partial_imports
 from pipeline.common.secrets import mask_logs, mask_streams
-from pipeline.execution import step_warnings
+from pipeline.execution import step_messages
 from pipeline.execution.clusters.worker_drain import leave_in_time
 
 # The driver prints its result to standard output. Output of steps is sent to standard error.
@@ -41,7 +41,7 @@ logging.getLogger("distributed.worker").addFilter(_is_shown)
 def dask_setup(worker: Any) -> None:
     """Set up a process that is a worker, not one that only imports this module. Dask calls this."""
     allow_partial_imports()
-    step_warnings.install()
+    step_messages.install()
     leave_in_time(worker)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.common.reasons import Reason, ReasonKind
 from pipeline.common.secrets import redact
+from pipeline.common.step_output import of_step
 from pipeline.common.stopwatch import Stopwatch
 from pipeline.errors import ModelError, StepFailed
 from pipeline.models.flavors import find_flavor
@@ -50,6 +51,7 @@ class ModelScorer:
         self.output = found if found.is_list else replace(found, width=width)
         """Type and number of the scores of a row."""
         self._recipe = recipe
+        self._name = recipe.model.name
         self._predictor = predictor
         self._worked = False
         """True if the model returned for some row."""
@@ -131,7 +133,7 @@ class ModelScorer:
             return self._ask_service(matrix)
 
         def predict(start: int, stop: int) -> np.ndarray:
-            with blame_rows("score", never=self.is_out_of_memory), self.watch:
+            with blame_rows("score", never=self.is_out_of_memory), self.watch, of_step(self._name):
                 scores = self._predictor.predict(matrix[start:stop], kind=kind)
             return check_scores(scores, rows=stop - start, expected=self.output)
 

@@ -78,12 +78,13 @@ class TestProgressInsidePartitions:
             run.step(seconds=0.25)
         assert len(run.listener.running) - before == 3
 
-    def test_a_warning_of_a_step_is_logged_once_and_only_by_its_job(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_warning_of_a_step_is_told_once_and_only_by_its_job(self) -> None:
         cluster, run = self.started()
         for key, worker in (("00000", "a"), ("00001", "b"), ("task of another job", "a")):
             cluster.warn(key, f"features.py:9: UserWarning: old{' job' if ' ' in key else ''}", worker=worker)
         run.step()
-        assert [record.getMessage() for record in caplog.records] == ["a step warns: features.py:9: UserWarning: old"]
+        (line,) = run.listener.messages
+        assert (line.step, line.place, line.text) == ("f:build", "features.py:9", "features.py:9: UserWarning: old")
 
     def test_late_reports_and_ended_partitions_are_left_out(self) -> None:
         cluster, run = self.started()

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.step_output import OutputLine
 from pipeline.errors import SchemaDrift
-from pipeline.events import JobEnded, PartitionEnded, notify
+from pipeline.events import JobEnded, PartitionEnded, StepMessage, notify
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.status import Status
 from pipeline.report.job_log import record_log
+from pipeline.scoring.partition_log import PartitionLog
 from pipeline.service.logs import LogReader
 from pipeline.service.queue import Start, Submission, put_submission
 from pipeline.storage.store import open_store
@@ -129,6 +131,26 @@ def test_receipt_is_logged_for_its_partition(job: JobDirectory, tmp_path: Path) 
     assert LogReader(job).receipts() == []
     (line,) = LogReader(job, partition="00001").receipts()
     assert "5 in = 5 out" in line.message
+
+
+def test_prints_of_steps_are_in_the_log_of_their_partition(job: JobDirectory) -> None:
+    for attempt, partition in (("a1", "00001"), ("b2", "00001.0"), ("c3", "00002")):
+        log = PartitionLog(lambda: job.store, f"logs/partitions/{partition}-{attempt}.jsonl")
+        log.write(OutputLine("f:build", "print", "f.py:9", f"in {partition}", "2026-01-01T00:00:00Z"))
+        log.write(OutputLine("f:build", "warning", "f.py:9", "f.py:9: UserWarning: old", "2026-01-01T00:00:01Z"))
+        log.close()
+    reader = LogReader(job, partition="00001")
+    assert [line.message for line in reader.read()] == [
+        "f:build (f.py:9): in 00001",
+        "f:build (f.py:9): in 00001.0",
+        "f:build: f.py:9: UserWarning: old",
+        "f:build: f.py:9: UserWarning: old",
+    ]
+    assert reader.read() == []
+    assert "f:build" not in " ".join(line.message for line in LogReader(job).read())
+    with record_log(job.store, epoch=1) as driver:
+        notify((driver,), StepMessage("small-1", "00001", "w", "f:build", "print", "f.py:9", "3 rows"))
+    assert "f:build prints (f.py:9): 3 rows" in [line.message for line in LogReader(job).read()]
 
 
 def test_output_of_a_driver_that_never_started_is_shown(job: JobDirectory) -> None:

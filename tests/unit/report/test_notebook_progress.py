@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.common.rows import RowCounts
+from pipeline.common.step_output import MessageCount
 from pipeline.events import (
     AttemptOutcome,
     ClusterReady,
@@ -14,6 +15,7 @@ from pipeline.events import (
     RoundStarted,
     RunningPartition,
     StatusChanged,
+    StepMessage,
 )
 from pipeline.report.notebook_progress import NotebookProgress
 from pipeline.testing.fake_clock import FakeClock
@@ -81,6 +83,19 @@ def test_retries_stay_in_the_card(cell: Cell) -> None:
     clock.now += 1.0
     progress.on_partition(PartitionEnded("j-1", 0, "00001", AttemptOutcome.RETRY, reason="<storage> failed"))
     assert "partition 00001: retry: &lt;storage&gt; failed" in cell.html
+
+
+def test_prints_of_steps_are_shown_once_with_a_count(cell: Cell) -> None:
+    progress, clock = started(cell)
+    clock.now += 1.0
+    progress.on_message(StepMessage("j-1", "00001", "w", "f:build", "print", "f.py:9", "3 rows"))
+    assert "f:build prints (f.py:9): 3 rows" in cell.html
+    assert "times" not in cell.html
+    clock.now += 1.0
+    counts = (MessageCount("f:build", "print", "f.py:9", "3 rows", 1200),)
+    progress.on_partition(PartitionEnded("j-1", 0, "00001", AttemptOutcome.DONE, messages=counts))
+    assert cell.html.count("3 rows") == 1
+    assert "(1,200 times)" in cell.html
 
 
 def test_the_end_is_one_line(cell: Cell) -> None:

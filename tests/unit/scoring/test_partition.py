@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.common import warn_once
 from pipeline.common.checksum import checksum_bytes
 from pipeline.common.rows import RowCounts
 from pipeline.common.sketch import Sketches
+from pipeline.common.step_output import OutputLine
 from pipeline.errors import (
     DiskFull,
     InputChanged,
@@ -29,6 +33,7 @@ from pipeline.errors import (
     StepFailed,
 )
 from pipeline.jobs.receipts import Receipt
+from pipeline.models.flavors.xgboost import XGBoostPredictor
 from pipeline.models.model import ModelVersion
 from pipeline.models.registry import resolve
 from pipeline.plan.recipe import ColumnRule, MapRecipe, StageRecipe
@@ -350,6 +355,49 @@ def test_errors_of_a_step_are_not_taken_for_storage(
     with pytest.raises(ConnectionError, match="lookup"):
         score_partition(recipe, make_partition(*lake.files))
     assert files_of(recipe) == []
+
+
+def test_prints_of_steps_and_models_are_kept_with_their_partition(
+    make: Callable[..., StageRecipe],
+    lake: Lake,
+    version: ModelVersion,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (in_folder / "loud_features.py").write_text(
+        "import warnings\n"
+        "print('imported')\n"
+        "def build(frame):\n"
+        "    print(len(frame), 'rows')\n"
+        "    warnings.warn('old')\n"
+        "    return None if len(frame) == 3 else frame\n"
+    )
+    predict = XGBoostPredictor.predict
+
+    def loud(self: XGBoostPredictor, *arguments: Any, **options: Any) -> Any:
+        print("predicting")
+        return predict(self, *arguments, **options)
+
+    monkeypatch.setattr(XGBoostPredictor, "predict", loud)
+    monkeypatch.setattr(warnings, "filters", [])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(logging, "lastResort", logging.NullHandler())
+    warn_once.install()
+    recipe, seen = make(maps=[MapRecipe("loud_features:build")]), list[OutputLine]()
+    (step, score) = recipe.chain
+    recipe = replace(recipe, chain=(step, replace(score, engine="library")))
+    receipt = score_partition(recipe, make_partition(*lake.files), on_message=seen.append)
+    counts = {(count.step, count.kind, count.place): count.count for count in receipt.messages}
+    printed = counts["loud_features:build", "print", "loud_features.py:4"]
+    assert printed > 1
+    assert counts["loud_features:build", "warning", "loud_features.py:5"] == printed
+    assert counts["", "print", "loud_features.py:2"] == 1
+    assert sum(count for (step, _, _), count in counts.items() if step == version.name) > 0
+    assert len(seen) == len(counts)
+    (path,) = Path(recipe.directory, "logs", "partitions").iterdir()
+    assert path.name == f"{receipt.partition}-{receipt.attempt}.jsonl"
+    assert len(path.read_text().splitlines()) == sum(counts.values())
+    assert Receipt.from_json(receipt.to_json_bytes()) == receipt
 
 
 def test_map_steps_equal_the_oracle(
