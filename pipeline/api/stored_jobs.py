@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -12,31 +13,34 @@ import pandas as pd
 from pipeline import runner
 from pipeline.api.clusters import AnyCluster, on_client
 from pipeline.api.display import show_observers
+from pipeline.api.job_table import job_table, since_text
 from pipeline.api.tracebacks import interruptible
 from pipeline.common.travel import entrypoint_of
 from pipeline.common.units import utc_now
 from pipeline.events import Callback
-from pipeline.jobs.listing import JobSummary, find_job
+from pipeline.jobs.listing import find_job
 from pipeline.jobs.listing import list_jobs as list_summaries
 from pipeline.jobs.status import Status
 from pipeline.report.gate import accept as accept_gate
+from pipeline.report.job_figures import read_figures
 from pipeline.report.report import Report
 from pipeline.report.verify import Verification
 from pipeline.report.verify import verify as verify_job
 from pipeline.service.handle import JobHandle
 from pipeline.settings import Settings
 
-_COLUMNS = ("id", "name", "status", "age", "rows", "partitions", "done", "output")
-
 
 def list_jobs(
     *,
     name: str = "",
     statuses: Sequence[Status | str] = (),
+    since: str | datetime | timedelta = "",
     limit: int | None = None,
     settings: Settings | None = None,
 ) -> pd.DataFrame:
-    """List the jobs of the directory, newest first.
+    """List the jobs of the directory with their figures, newest first. In Jupyter the table is a card.
+
+    One small file of each job is read. Figures of a job that has no report yet are missing values.
 
     Parameters
     ----------
@@ -44,6 +48,8 @@ def list_jobs(
         Pattern such as ``"churn-*"`` for the name or the id. Default: all jobs.
     statuses : sequence of Status or str, optional
         Only jobs with one of these statuses.
+    since : str, datetime or timedelta, optional
+        Only jobs made since then: ``"2026-01-01"`` (UTC without a zone), or a span before now such as ``"7d"``.
     limit : int, optional
         Largest number of jobs.
     settings : Settings, optional
@@ -52,7 +58,14 @@ def list_jobs(
     Returns
     -------
     pandas.DataFrame
-        id, name, status, age (Timedelta), rows (of the input), partitions, done (scored partitions), output.
+        id, name, status, created (UTC), age and duration (Timedelta), rows (of the input), rejected, rows_per_second
+        (of a running job, now), peak_memory (bytes, of a worker), partitions, done (scored partitions), model
+        (version), output.
+
+    Raises
+    ------
+    SpecError
+        If ``since`` is neither a time nor a span.
 
     Examples
     --------
@@ -61,25 +74,11 @@ def list_jobs(
     0  churn-demo  SUCCEEDED_WITH_WARNINGS  5000
     """
     settings = settings or Settings.load()
+    wanted, now = [Status(status) for status in statuses], utc_now()
     summaries = list_summaries(
-        settings.directory, name=name, statuses=[Status(status) for status in statuses], limit=limit
+        settings.directory, name=name, statuses=wanted, limit=limit, since=since_text(since, now=now)
     )
-    return pd.DataFrame([_row(summary) for summary in summaries], columns=list(_COLUMNS))
-
-
-def _row(summary: JobSummary) -> tuple[object, ...]:
-    record = summary.record
-    age = pd.Timedelta(seconds=round(summary.age(utc_now())))
-    return (
-        record.job,
-        record.name,
-        str(summary.status),
-        age,
-        record.rows,
-        summary.planned,
-        summary.done,
-        record.sink,
-    )
+    return job_table(summaries, read_figures(settings.directory, summaries), now=now)
 
 
 def resume(

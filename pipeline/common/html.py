@@ -27,6 +27,11 @@ _STYLE = (
 )
 
 
+def card_color(tone: Tone) -> str:
+    """Return the color of a meaning."""
+    return _COLORS[tone]
+
+
 def html_table(title: str, fields: Iterable[tuple[str, str]], *, tone: Tone = "", share: float | None = None) -> str:
     """Return a card: a title, and one row per field with a text. Commands of a shell become calls of Python.
 
@@ -37,7 +42,10 @@ def html_table(title: str, fields: Iterable[tuple[str, str]], *, tone: Tone = ""
         f"<tr><th>{escape(name)}</th><td>{escape(python_calls(text))}</td></tr>" for name, text in fields if text
     )
     bar = "" if share is None else f'<div class="dbp-bar"><div style="width:{100 * min(1.0, share):.1f}%"></div></div>'
-    return (
-        f'{_STYLE}<div class="dbp-card" style="--dbp-tone:{_COLORS[tone]}"><div class="dbp-title">{escape(title)}</div>'
-        f"{bar}<table><tbody>{rows}</tbody></table></div>"
-    )
+    return html_card(title, f"{bar}<table><tbody>{rows}</tbody></table>", tone=tone)
+
+
+def html_card(title: str, content: str, *, tone: Tone = "") -> str:
+    """Return a card with any ``content``, which is HTML."""
+    head = f'<div class="dbp-title">{escape(title)}</div>'
+    return f'{_STYLE}<div class="dbp-card" style="--dbp-tone:{_COLORS[tone]}">{head}{content}</div>'

@@ -76,6 +76,7 @@ def list_jobs(
     name: str = "",
     statuses: Collection[Status] = (),
     limit: int | None = None,
+    since: str = "",
 ) -> tuple[JobSummary, ...]:
     """Return the jobs under ``root``, newest first. A directory that cannot be read as a job is logged and left out.
 
@@ -85,14 +86,16 @@ def list_jobs(
     :param name: Pattern such as ``churn-*`` for the name in the job spec, or for the id. Empty: all.
     :param statuses: Statuses to select. Empty: all.
     :param limit: Maximum number of jobs.
+    :param since: Only jobs that were made at this time or later, UTC, ISO 8601. Empty: all.
     """
     jobs = [job for job in _directories(root, _folders(root)) if not name or _has_name(job.record, name)]
+    jobs = [job for job in jobs if job.record.created >= since]
     jobs.sort(key=lambda job: (job.record.created, job.record.job), reverse=True)
     summaries: list[JobSummary] = []
     # Read in pieces: with a limit alone, no more of thousands of jobs than will be shown.
     size = len(jobs) if limit is None or statuses else max(1, limit)
     for start in range(0, len(jobs), max(1, size)):
-        batch = _each(root, _summary, jobs[start : start + size])
+        batch = read_each(root, _summary, jobs[start : start + size])
         summaries += [job for job in batch if not statuses or job.status in statuses]
         if limit is not None and len(summaries) >= limit:
             break
@@ -125,8 +128,8 @@ def _summary_of_stages(job: JobDirectory, status: Status) -> JobSummary:
     return JobSummary(job.record, status, job.root, (), sum(map(min, done, planned)), sum(planned) + later)
 
 
-def _each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Call ``call`` for each item; in parallel if each call makes requests to a service."""
+def read_each(root: str | os.PathLike[str], call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Return the result of ``call`` for each item, in order; called in parallel if each makes requests to a service."""
     if is_local_path(os.fspath(root)):
         return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -218,7 +221,7 @@ def _find_child(root: str | os.PathLike[str], name: str, folders: Sequence[str])
 
 def _directories(root: str | os.PathLike[str], folders: Sequence[str]) -> list[JobDirectory]:
     roots = [f"{os.fspath(root)}/{folder}" for folder in folders]
-    return [job for job in _each(root, _open, roots) if job is not None]
+    return [job for job in read_each(root, _open, roots) if job is not None]
 
 
 def _open(root: str) -> JobDirectory | None:

@@ -341,11 +341,13 @@ class Totals:
     """Comparison of each challenger, by its output column."""
     model_loads: int = 0
     """Loads of models by key into memory."""
+    peak_memory: int = 0
+    """Largest resident memory of a worker process in bytes; 0: unknown."""
 
     @staticmethod
     def of(receipts: Iterable[Receipt]) -> Totals:
         """Return the totals of ``receipts``."""
-        rows_in = out = rejected = filtered = retried = output_bytes = loads = 0
+        rows_in = out = rejected = filtered = retried = output_bytes = loads = peak = 0
         seconds, durations = Timings(), array("d")
         reasons: Counter[str] = Counter()
         smallest: int | None = None
@@ -368,11 +370,23 @@ class Totals:
                 engine = receipt.engine if engine is None else engine + receipt.engine
             output_bytes += receipt.data.bytes if receipt.data else 0
             loads += receipt.model_loads
+            peak = max(peak, receipt.peak_memory)
             if receipt.device:
                 devices[receipt.device] = devices.get(receipt.device, DeviceTotals()) + DeviceTotals.of(receipt)
             if receipt.agreements:
                 agreements = merged(agreements, receipt.agreements)
         total = RowCounts(rows_in, out, rejected, filtered)
         return Totals(
-            total, retried, reasons, seconds, durations, smallest, engine, output_bytes, devices, agreements, loads
+            total,
+            retried,
+            reasons,
+            seconds,
+            durations,
+            smallest,
+            engine,
+            output_bytes,
+            devices,
+            agreements,
+            loads,
+            peak,
         )

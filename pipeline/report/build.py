@@ -182,6 +182,7 @@ def make_report(
         devices=device_uses(totals.devices, events),
         shadows=shadow_uses(plan, totals.agreements),
         model_loads=totals.model_loads,
+        peak_memory=totals.peak_memory,
         gate=read_gate(job) if plan.spec.gate else None,
         distributions=distributions_of(sketches or sketches_of(job, ledger), score_columns(job)),
         estimate=compare_with_actual(job, plan, totals, seconds=total, provision=provision, starts=starts),
@@ -316,6 +317,7 @@ def _sum_children(
         reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
         quarantined_files=tuple(file for report in reports for file in report.quarantined_files),
         devices=_sum_devices(reports),
+        peak_memory=max((report.peak_memory for report in reports), default=0),
         gate=read_gate(job) if plan.spec.gate else None,
         warnings=(*warnings, *_reject_warning(rows), *_gate_warning(job)),
         children=tuple(
@@ -360,6 +362,7 @@ def _sum_stages(
         devices=device_uses(totals.devices, events),
         shadows=shadow_uses(plan, totals.agreements),
         model_loads=totals.model_loads,
+        peak_memory=totals.peak_memory,
         distributions=distributions_of(sketches_of(job), score_columns(job)),
         estimate=None,
         warnings=tuple(

@@ -53,6 +53,7 @@ _OPTIONAL = (
     "devices",
     "shadows",
     "model_loads",
+    "peak_memory",
     "distributions",
     "culprit",
     "running",
@@ -155,6 +156,8 @@ class Report:
     """Challengers (``score.shadow``). Without any, left out of JSON."""
     model_loads: int = 0
     """Loads of models by key (``score.by``) into memory. Without any, left out of JSON."""
+    peak_memory: int = 0
+    """Largest resident memory of a worker process in bytes. If unknown 0, and left out of JSON."""
     distributions: tuple[Distribution, ...] = ()
     """Distributions of scores and features, the scores first. Without any, left out of JSON."""
     stages: tuple[StageReport, ...] = ()

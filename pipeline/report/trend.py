@@ -82,13 +82,12 @@ def trend(root: str | os.PathLike[str], name: str, *, limit: int = SHOWN) -> tup
 
 def _point(job: JobDirectory, created: str) -> TrendPoint:
     stored, report = job.read_report(), None
-    if stored is not None and stored.get("status") == str(job.status()):
-        # A report that was damaged, or changed by hand, is made again.
+    if stored is not None and stored.get("status") == str(job.status()) and "peak_memory" in stored:
+        # A report that was damaged, or changed by hand, or is of an older version, is made again.
         with suppress(KeyError, TypeError, ValueError):
             report = Report.from_dict(stored)
     report = report or make_report(job)
     wanted = report.rows.output + report.rows.rejected
-    parts = job.children() or (job,)
     return TrendPoint(
         job=job.id,
         created=created,
@@ -98,7 +97,7 @@ def _point(job: JobDirectory, created: str) -> TrendPoint:
         rejected_share=round(report.rows.rejected / wanted, 6) if wanted else 0.0,
         seconds=report.seconds.total,
         rows_per_second=round(report.rows_per_second, 1),
-        peak_memory=max((receipt.peak_memory for part in parts for receipt in part.receipts.each()), default=0),
+        peak_memory=report.peak_memory,
         model=report.model.version,
     )
 
