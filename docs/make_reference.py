@@ -172,6 +172,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "format": "parquet",
         "target_file_size": "256 MiB",
         "compression": "zstd",
+        "url": "env:WAREHOUSE",
+        "table": "ml.scores",
+        "key": "[customer_id]",
+        "where": "day == '2026-01-01'",
+        "job_column": "job",
     },
     "Errors": {"max_fraction": "0.001", "max_rows": "100", "files": "quarantine", "max_files": "3"},
     "Hook": {

@@ -412,7 +412,7 @@ class Job:
         return staged(plan, recipe_of, StepModules(plan.code, import_paths=paths, sources=plan.sources))
 
     def __repr__(self) -> str:
-        return f"<Job {self.spec.name}: {', '.join(source_paths(self.spec))} → {self.spec.sink.path}>"
+        return f"<Job {self.spec.name}: {', '.join(source_paths(self.spec))} → {self.spec.sink.place}>"
 
     def __str__(self) -> str:
         return self.spec.to_yaml()
@@ -420,7 +420,7 @@ class Job:
     def _repr_html_(self) -> str:
         spec = self.spec
         steps = [step_text(step) for step in spec.steps]
-        rows = {"source": ", ".join(source_paths(spec)), "steps": ", ".join(steps), "sink": spec.sink.path}
+        rows = {"source": ", ".join(source_paths(spec)), "steps": ", ".join(steps), "sink": spec.sink.place}
         return html_table(f"Job {spec.name}", rows.items())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.common.secrets import redact_values
+from pipeline.common.secrets import is_reference, redact_values
 from pipeline.common.sketch import sample_every
 from pipeline.common.units import Clock, iso_time, utc_now
 from pipeline.errors import StateCorrupt
@@ -260,7 +260,7 @@ class JobDirectory:
 
         Relative paths start from the folder in which the job was created.
         """
-        if "://" in path and not path.startswith("file://"):
+        if is_reference(path) or ("://" in path and not path.startswith("file://")):
             return path
         return str(local_path(os.path.join(self.record.working_directory, os.path.expanduser(path))))
 

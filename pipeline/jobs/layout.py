@@ -37,6 +37,8 @@ CHILDREN = "children"
 """Holds the job directories of a fan-out's children."""
 STEPS = "steps"
 """Holds the job directories of the stages of a job."""
+PUBLICATIONS = "publications"
+"""Holds a record of each manifest that a table or another transactional sink has published."""
 COMMITS = "commits"
 """Holds the commits of a fan-out."""
 CERTIFICATES = "tls"
@@ -60,6 +62,19 @@ def gate_acceptance_path(digest: str) -> str:
     :param digest: Digest of the figures that were accepted.
     """
     return f"{GATE}/accepted-{digest[:16]}.json"
+
+
+def publications_folder(sink: str) -> str:
+    """Folder of the publications of a job to one sink.
+
+    :param sink: Digest of the sink's place.
+    """
+    return f"{PUBLICATIONS}/{sink}"
+
+
+def publication_path(sink: str, number: int) -> str:
+    """Path of the record that the manifest with that number is published to a sink."""
+    return f"{publications_folder(sink)}/{number}.json"
 
 
 def numbers_of(names: Iterable[str], *, suffix: str = ".json") -> list[int]:

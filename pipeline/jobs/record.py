@@ -137,7 +137,7 @@ def record_of(
         model=plan.model_details,
         rows=plan.rows,
         partitions=len(plan.partitions) + sum(child.partitions for child in plan.children),
-        sink=plan.spec.sink.path,
+        sink=plan.spec.sink.place,
         working_directory=working_directory,
         import_paths=import_paths,
         children=len(plan.children),

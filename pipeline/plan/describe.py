@@ -192,12 +192,12 @@ class PlanSummary:
             "batch_rows": self.batch_rows,
             "memory": {"task": self.task_memory, "worker": self.worker_memory, "limit": self.limits.memory},
             "children": [
-                {**child.to_dict(), "output": child.planned.spec.sink.path, "model": child.planned.model.name}
+                {**child.to_dict(), "output": child.planned.spec.sink.place, "model": child.planned.model.name}
                 for child in self.plan.children
             ],
             "cluster": {"workers": self.limits.workers, "threads": self.limits.threads},
             "output": {
-                "path": sink.path,
+                "path": sink.place,
                 "mode": sink.mode,
                 "bytes": self.output_bytes,
                 "columns": self.columns,
@@ -318,7 +318,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
             f"{len(features)}: {listed(features)}"
             for features in dict.fromkeys(score.features for score in plan.scores)
         ),
-        "output": f"{sink.path}, mode {sink.mode}{size}",
+        "output": f"{sink.place}, mode {sink.mode}{size}",
         "columns": listed(summary.columns),
         "children": f"{len(children):,}: {listed(children)}" if children else "",
     }

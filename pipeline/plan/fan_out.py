@@ -162,7 +162,10 @@ def _without_fan_out(spec: JobSpec, *, also: str | None = None) -> JobSpec:
 def _check_sinks(branches: Sequence[_Branch]) -> None:
     seen: dict[str, ChildValue] = {}
     for branch in branches:
-        path = branch.spec.sink.path.rstrip("/")
+        sink = branch.spec.sink
+        if not sink.path and sink.mode in ("append", "merge"):
+            continue  # all children may add to one table
+        path = (sink.where or "") + sink.place.rstrip("/")
         if path in seen:
             raise SpecError(
                 "two children of a fan-out would publish to one place",
@@ -251,7 +254,7 @@ def child_spec(parent: JobSpec, value: ChildValue, *, column: str | None) -> Job
     own = {name: part for name, part in parent.to_dict().items() if name in OWN_SECTIONS and name != "fan_out"}
     left_out = {*OWN_SECTIONS, "triggers", "hooks"}
     record = {name: part for name, part in parent.to_dict().items() if name not in left_out}
-    if PLACEHOLDER not in parent.sink.path:
+    if parent.sink.path and PLACEHOLDER not in parent.sink.path:
         record["sink"]["path"] = f"{parent.sink.path.rstrip('/')}/{quote(column or _LIST, safe='')}={PLACEHOLDER}/"
     try:
         filled = {name: _fill(part, (name,), value, is_from_data=column is not None) for name, part in record.items()}

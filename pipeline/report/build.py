@@ -206,7 +206,7 @@ def _common(
         "status": status,
         "reason": error.message if error else last_reason(events, status),
         "model": _model_id(plan),
-        "output": job.resolve(plan.spec.sink.path),
+        "output": job.resolve(plan.spec.sink.place),
         "directory": job.root,
         "published": _published(job, events),
         "error": JobError.from_error(error) if error else last_error(events, status),

@@ -112,7 +112,7 @@ class Lineage:
         from openlineage.client.event_v2 import OutputDataset
         from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
 
-        parts = [(child.plan.spec.sink.path, child.plan) for child in self._job.children()]
+        parts = [(child.plan.spec.sink.place, child.plan) for child in self._job.children()]
         plan = self._job.plan
         rows = (facts.get("rows") or {}).get("out")
         is_whole = facts["event"] in ("success", "warnings") and rows is not None and not parts
@@ -123,7 +123,7 @@ class Lineage:
                 facets={"schema": _schema_facet(part.output_schema)},
                 outputFacets=dict(counts),
             )
-            for path, part in parts or [(plan.spec.sink.path, plan)]
+            for path, part in parts or [(plan.spec.sink.place, plan)]
         ]
 
     def close(self, seconds: float) -> None:

@@ -74,7 +74,7 @@ def _files(job: JobDirectory, manifest: Manifest) -> list[str]:
     if contents is None or contents.is_replaced:
         raise OutputConflict(
             "the output of the job was replaced" if contents else "the output of the job is not published",
-            where=job.plan.spec.sink.path,
+            where=job.plan.spec.sink.place,
             next_step="run the job again" if contents else f"python -m pipeline resume {job.id}",
         )
-    return [f"{contents.path.rstrip('/')}/{file.name}" for file in contents.files]
+    return [f"{contents.folder}/{file.name}" for file in contents.files]

@@ -27,7 +27,7 @@ from pipeline.common.rows import Fragment, InputFile, RowCounts
 from pipeline.common.text import listed
 from pipeline.common.travel import shown_name
 from pipeline.common.units import plural
-from pipeline.errors import PipelineError
+from pipeline.errors import OutputConflict, PipelineError
 from pipeline.jobs import layout
 from pipeline.jobs.code_archive import remember_packed
 from pipeline.jobs.directory import JobDirectory
@@ -45,7 +45,7 @@ from pipeline.scoring.isolation import SLOW_REASON, IsolatedScorer, for_steps
 from pipeline.scoring.partition import read_partition
 from pipeline.scoring.predictors import library_predictors
 from pipeline.scoring.scorer import Scorer, recipe_steps
-from pipeline.sinks import find_strays, read_published
+from pipeline.sinks import VerifiableSink, find_sink, find_strays, read_published
 from pipeline.sources import find_source
 from pipeline.sources.locate import has_version
 from pipeline.sources.types import empty_table
@@ -391,18 +391,27 @@ class _Facts:
             raise _Wrong("the manifest names a file twice")
         return f"manifest {self.manifest.number} names the {plural(len(listed), 'file')} of the receipts"
 
+    def _target_holds(self, adapter: VerifiableSink, manifest: Manifest) -> str:
+        try:
+            return adapter.verify(manifest, self.job)
+        except OutputConflict as error:
+            raise _Wrong(" ".join(str(error).split())) from error
+
     def output_holds(self) -> str:
         """Check that the sink lists this job's files, that they are unchanged, and that readers find no other rows."""
         if self.manifest is None:
             raise _Wrong("nothing was committed")
+        adapter = find_sink(self.job.plan.spec.sink.format)
+        if isinstance(adapter, VerifiableSink) and self.job.status().is_success:
+            return self._target_holds(adapter, self.manifest)
         published = read_published(self.manifest, self.job)
         if published is None:
             if self.job.status().is_success:
-                raise _Wrong(f"{self.job.resolve(self.job.plan.spec.sink.path)} does not list this job")
+                raise _Wrong(f"{self.job.resolve(self.job.plan.spec.sink.place)} does not list this job")
             return "not published, as the job did not succeed"
         if published.is_replaced and not published.files:
             return f"another job has overwritten {published.path} since"
-        store = open_store(published.path)
+        store = open_store(published.folder)
         for file in published.files:
             _check_file(store, file.name, rows=file.rows, size=file.bytes, checksum=file.checksum)
         strays = find_strays(self.manifest, self.job)

@@ -237,6 +237,8 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None, sta
 def _of_sink(leftover: SinkLeftover) -> Leftover:
     if leftover.kind is SinkLeftoverKind.STAGING:
         return Leftover(leftover.kind, leftover.path, _folder_bytes(open_store(leftover.path)))
+    if leftover.kind is SinkLeftoverKind.STAGED:
+        return Leftover(leftover.kind, leftover.path, 0)
     folder, _, name = leftover.path.rpartition("/")
     return Leftover(leftover.kind, leftover.path, _file_bytes(open_store(folder), name))
 

@@ -13,12 +13,14 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import PublishedInputs
 from pipeline.spec.parts import Sink
-from pipeline.storage.store import open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BUILT_IN = {"parquet": "pipeline.sinks.parquet.sink:ParquetSink"}
+BUILT_IN = {
+    "parquet": "pipeline.sinks.parquet.sink:ParquetSink",
+    "sql": "pipeline.sinks.sql.sink:SqlSink",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,13 @@ class SinkContents:
     """False if the manifest was published before and this call changed nothing."""
     is_replaced: bool = False
     """True if another job has replaced files of this job since. The sink is not changed."""
+    root: str = ""
+    """Folder that ``files`` are relative to, if it is not ``path``: the job directory, where the sink is a table."""
+
+    @property
+    def folder(self) -> str:
+        """Folder that ``files`` are relative to."""
+        return (self.root or self.path).rstrip("/")
 
 
 class SinkLeftoverKind(StrEnum):
@@ -56,6 +65,8 @@ class SinkLeftoverKind(StrEnum):
     """A folder beside the sink: a part of new output, or output that was replaced."""
     UNLISTED = "unlisted"
     """A file in the sink that no publication lists."""
+    STAGED = "staged"
+    """Rows beside a table that are not part of it yet."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,9 @@ class SinkRequest:
 class SinkAdapter(Protocol):
     """Operations of one sink format."""
 
+    def check_storage(self, sink: Sink) -> None:
+        """See `check_conditional_writes`."""
+
     def check(self, sink: Sink, request: SinkRequest) -> None:
         """See `check`."""
 
@@ -114,6 +128,17 @@ class SinkAdapter(Protocol):
 
     def remove_leftover(self, directory: JobDirectory, path: str) -> None:
         """Remove one of `leftovers`."""
+
+
+@runtime_checkable
+class VerifiableSink(Protocol):
+    """A sink whose rows are not files of the job, and that looks into its target to verify them."""
+
+    def verify(self, manifest: Manifest, directory: JobDirectory) -> str:
+        """Check that readers of the target see exactly the rows of ``manifest``. Return a sentence on what was checked.
+
+        :raises OutputConflict: if they do not.
+        """
 
 
 @runtime_checkable
@@ -179,9 +204,7 @@ def check_conditional_writes(sink: Sink) -> None:
     :raises UnsafeStore: when the storage does not support conditional writes.
     :raises StorageError: when the storage cannot be written.
     """
-    store = open_store(sink.path)
-    store.check_conditional_writes()
-    store.check_conditional_replace()
+    find_sink(sink.format).check_storage(sink)
 
 
 def publish(

@@ -25,6 +25,9 @@ from pipeline.spec.parts import DaskStep
 from pipeline.spec.precedence import Precedence, ResolvedSetting, SettingSource, param_variables
 from pipeline.storage.urls import expand_user, is_local_path, local_path
 
+FILE_DATABASES = ("sqlite", "duckdb")
+"""Schemes of databases that are a file."""
+
 
 @dataclass(frozen=True)
 class LoadedSpec:
@@ -92,7 +95,10 @@ def absolute(spec: JobSpec) -> JobSpec:
     record["source"]["path"] = absolute_path(path) if isinstance(path, str) else [absolute_path(part) for part in path]
     if spec.source.base is not None:
         record["source"]["base"] = absolute_path(spec.source.base)
-    record["sink"]["path"] = absolute_path(spec.sink.path)
+    if spec.sink.path:
+        record["sink"]["path"] = absolute_path(spec.sink.path)
+    if spec.sink.url is not None:
+        record["sink"]["url"] = absolute_database(spec.sink.url)
     for step in record["steps"]:
         if "dask" in step:
             for table in step.get("inputs", {}).values():
@@ -145,6 +151,14 @@ def _paths(path: str | tuple[str, ...]) -> tuple[str, ...]:
 def absolute_path(path: str) -> str:
     """Return a local path made absolute; URLs, and paths that begin with a placeholder, stay."""
     return str(local_path(path)) if is_local_path(path) and not path.startswith(PLACEHOLDER) else path
+
+
+def absolute_database(url: str) -> str:
+    """Return the URL of a database in a file with an absolute path; other URLs stay."""
+    scheme, separator, path = url.partition(":///")
+    if not separator or scheme not in FILE_DATABASES or path.startswith((PLACEHOLDER, ":")):
+        return url
+    return f"{scheme}:///{local_path(path)}"
 
 
 def spec_origins(document: Document, record: Mapping[str, Any], filled: RenderedSpec) -> dict[str, ResolvedSetting]:

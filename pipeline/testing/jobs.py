@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -66,7 +66,7 @@ class SmallJob:
 def small_job(
     folder: Path,
     *,
-    sink: str,
+    sink: str | Mapping[str, Any],
     mode: str = "error",
     rows: Sequence[int] = (30, 5, 40),
     start: int = 0,
@@ -77,6 +77,7 @@ def small_job(
 ) -> SmallJob:
     """Write input files with the numbers of rows in ``rows`` into ``folder``, and plan one partition per file.
 
+    :param sink: path of the sink, or its fields.
     :param start: id of the first row.
     :param pruned: number of row groups at the end of the last file that statistics rule out.
     """
@@ -96,7 +97,7 @@ def small_job(
             "name": name,
             "source": {"path": str(folder)},
             "steps": [{"score": {"model": "model.ubj", "output": "p", "keep": ["id"]}}],
-            "sink": {"path": sink, "mode": mode, **sink_fields},
+            "sink": {**({"path": sink} if isinstance(sink, str) else sink), "mode": mode, **sink_fields},
             "errors": {"max_fraction": 0.5},
         }
     )

@@ -222,6 +222,11 @@ triggers:
     if part == "Hook":
         places["Hook"] = {"url": "hooks.1.", "secret": "hooks.1.", "openlineage": "hooks.2."}.get(field, "hooks.0.")
     needed = ["steps.1.score.model=[a.ubj, b.ubj]"] if field == "combine" else []
+    if part == "Sink" and field in ("url", "table", "key", "where", "job_column"):
+        mode = {"key": "merge", "where": "replace"}.get(field, "append")
+        table = {"format": "sql", "url": "sqlite:///a.db", "table": "t", "mode": mode}
+        table |= {"merge": {"key": ["a"]}, "replace": {"where": "a > 1"}}.get(mode, {})
+        needed.append(f"sink={json.dumps(table)}")
     if part == "RetryCall":
         needed = ["steps.0.on_error={OSError: {retry: 1}}"]
     if field.startswith("meta"):

@@ -111,7 +111,7 @@ def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table
     held: list[pa.Table] = []
     rows = size = 0
     for file in files:
-        for table in _row_groups(file, store=store):
+        for table in read_row_groups(file, store=store):
             held.append(table)
             rows, size = rows + table.num_rows, size + table.nbytes
             if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
@@ -121,7 +121,11 @@ def _tables(files: Sequence[ManifestFile], *, store: Store) -> Iterator[pa.Table
         yield pa.concat_tables(held)
 
 
-def _row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
+def read_row_groups(file: ManifestFile, *, store: Store) -> Iterator[pa.Table]:
+    """Yield the rows of a checkpoint file, one table per row group.
+
+    :raises StateCorrupt: if the file is damaged.
+    """
     try:
         with (
             store.open_input(file.name) as opened,

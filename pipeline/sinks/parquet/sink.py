@@ -65,6 +65,12 @@ class ParquetSink:
         self._open = open_place
         self._lock_folder = lock
 
+    def check_storage(self, sink: Sink) -> None:
+        """Check conditional writes; see `pipeline.sinks.check_conditional_writes`."""
+        store = self._open(sink.path)
+        store.check_conditional_writes()
+        store.check_conditional_replace()
+
     def check(self, sink: Sink, request: SinkRequest) -> None:
         """Refuse a sink that `publish` would refuse; see `pipeline.sinks.check`."""
         path = request.path or sink.path

@@ -155,7 +155,7 @@ def test_unknown_or_missing_parameters_are_reported_with_their_place() -> None:
 
 
 def test_all_issues_are_reported_at_once() -> None:
-    found = issue(JOB.replace("mode: overwrite", "mode: replace"), "age=old", "cuontry=se")
+    found = issue(JOB.replace("mode: overwrite", "mode: reset"), "age=old", "cuontry=se")
     assert isinstance(found, SpecIssues)
     messages = " ".join(str(one.as_error()) for one in found.issues)
     for part in (

@@ -1,0 +1,1 @@
+"""Publish to tables of SQL databases."""
