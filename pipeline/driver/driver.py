@@ -180,6 +180,13 @@ class Driver(JobRun):
         report = self.make_report(status, ledger=ledger)
         return self.finish(report, reason=f"published; {report.rows.rejected:,} rows were rejected")
 
+    def finish(self, report: Report, *, reason: str = "", error: PipelineError | None = None) -> Report:
+        """See `JobRun.finish`. The page of a scheduler that outlives the job gets its last state."""
+        super().finish(report, reason=reason, error=error)
+        if self.live is not None and not cluster_of(self.job.plan.spec, settings=self.settings).owns_workers:
+            self.live.end(Status(report.status), report.reason)
+        return report
+
     def probe(self, partitions: Sequence[Partition]) -> None:
         """Score only ``partitions``, as far as they are pending; the job is PLANNED afterwards."""
         self.alias_monitor.is_paused = True

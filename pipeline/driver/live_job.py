@@ -75,6 +75,19 @@ class LiveJob:
         status = Status.PUBLISHING if is_done else Status.INTERRUPTED
         self.page.send(lambda: self._to_dict((), status), waits=is_done)
 
+    def end(self, status: Status, reason: str) -> None:
+        """Send the figures of the job's end to a scheduler that stays, such as one of the user's own."""
+        self.page.send_last(lambda: self._last(status, reason))
+
+    def _last(self, status: Status, reason: str) -> Mapping[str, Any]:
+        figures, now = self._figures, time.time()
+        if figures is None:
+            raise RuntimeError("the receipts could not be counted")
+        figures.status, figures.reason = str(status), "" if status.is_success else reason
+        seconds = now - figures.started
+        rate = figures.rows_done / seconds if seconds > 0 else 0.0
+        return figures.to_dict(now=now, rows_done=figures.rows_done, rate=rate, left=None, is_running=False)
+
     def _to_dict(self, running: Sequence[RunningPartition], status: Status) -> Mapping[str, Any]:
         if self._figures is None:
             raise RuntimeError("the receipts could not be counted")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado import web
 
@@ -101,6 +102,8 @@ class LivePage:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._address = str(getattr(getattr(client, "scheduler", None), "address", ""))
+        self._security = getattr(client, "security", None)
         self.is_on = True
         """False: the page was given up."""
 
@@ -126,6 +129,16 @@ class LivePage:
             self.guard(lambda: self._client.sync(self._send, figures(), callback_timeout=SEND_SECONDS))
         else:
             self.guard(lambda: self._client.loop.add_callback(self._send_quietly, figures()))
+
+    def send_last(self, figures: Callable[[], Mapping[str, Any]]) -> None:
+        """Send the figures of a job that has ended, over a new connection: the job has closed its own."""
+        self.guard(lambda: self._send_anew(figures()))
+
+    def _send_anew(self, figures: Mapping[str, Any]) -> None:
+        with Client(
+            self._address, security=self._security, set_as_default=False, timeout=SEND_SECONDS, name="pipeline-end"
+        ) as client:
+            client.sync(getattr(client.scheduler, OPERATION), figures=figures, callback_timeout=SEND_SECONDS)
 
     def guard(self, call: Callable[[], object]) -> None:
         """Make a call for the page. After the first error, log it once and make no more."""
