@@ -7,6 +7,7 @@
   `sockets`: the addresses on which processes listen
 - `stores`: storage that fails at the k-th operation; `memory_store`: a file system with simulated power cuts
 - `s3`: real S3 servers on loopback; `s3_proxy`: a proxy that loses replies and resets connections
+- `sink_contract`: sinks that die at any step, and second drivers; `postgres`: a real Postgres on loopback
 - `jobs`, `recipes`, `inline`: jobs, plans and receipts without a cluster; `trigger_world`: triggers, simulated
 - `chaos` with `sample`, `strikes`, `trial`: ``python -m pipeline chaos``
 """
