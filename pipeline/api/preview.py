@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
+from threading import Thread
 
 import pandas as pd
 
@@ -14,6 +18,7 @@ from pipeline.errors import SpecError
 from pipeline.execution.clusters import find_cluster
 from pipeline.jobs.code_archive import packed_sources
 from pipeline.jobs.splits import sub_fragment
+from pipeline.models.flavors import find_flavor
 from pipeline.plan.plan import Partition, Plan
 from pipeline.scoring.frames import score_to_frame
 from pipeline.scoring.steps import prepended_sys_path
@@ -22,6 +27,8 @@ from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.urls import own_storage_options
 
 logger = logging.getLogger(__name__)
+_ENDINGS = {".ubj": "xgboost", ".json": "xgboost", ".onnx": "onnx", ".cbm": "catboost", ".skops": "sklearn"}
+"""Flavors of models by how the names of their files end."""
 
 
 def first_rows(spec: JobSpec, *, settings: Settings, rows: int) -> pd.DataFrame:
@@ -36,6 +43,7 @@ def first_rows(spec: JobSpec, *, settings: Settings, rows: int) -> pd.DataFrame:
         raise SpecError(
             "a fan-out has no rows of its own", where="fan_out", next_step="remove fan_out, and filter for a value"
         )
+    _import_ahead(spec)
     # No cluster is connected: the rows are scored here.
     cluster = find_cluster("local", settings=settings)
     with own_storage_options(), prepended_sys_path(settings.import_paths):
@@ -51,6 +59,24 @@ def first_rows(spec: JobSpec, *, settings: Settings, rows: int) -> pd.DataFrame:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in frame.attrs["reasons"].items())
         logger.warning("%s of the first %d would be rejected: %s", plural(rejected, "row"), rows, reasons)
     return frame
+
+
+def _import_ahead(spec: JobSpec) -> None:
+    """Import the libraries of the models in a thread, while child processes read the footers and the models.
+
+    The names of the files say which; where they do not, the library is imported when its model is loaded.
+    """
+    models = {str(score.model) for score in spec.scores}
+    flavors = {_ENDINGS[ending] for model in models for ending in _ENDINGS if model.endswith(ending)}
+    libraries = {library for flavor in flavors for library in find_flavor(flavor).libraries} - set(sys.modules)
+    if libraries:
+        Thread(target=_import_all, args=(sorted(libraries),), name="import-ahead", daemon=True).start()
+
+
+def _import_all(libraries: list[str]) -> None:
+    for library in libraries:
+        with suppress(ImportError):  # whoever needs it tells how to install it
+            import_module(library)
 
 
 def _first(plan: Plan, rows: int) -> Partition:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
 import pipeline
+from pipeline.api import preview
 from pipeline.errors import SpecError, StepFailed
 from pipeline.testing.oracle import Lake, oracle
 
@@ -64,3 +67,18 @@ def test_errors_are_those_of_a_job(lake: Lake, model_path: Path, tmp_path: Path)
     assert "# this line" in caught.value.found
     with pytest.raises(SpecError, match="needs a row"):
         job_of(lake, model_path, tmp_path).preview(0)
+
+
+def test_libraries_of_models_are_imported_ahead(
+    lake: Lake, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(preview, "_import_all", imported.extend)
+    monkeypatch.setattr(preview, "sys", SimpleNamespace(modules={}))
+    thread_of: list[Any] = []
+    monkeypatch.setattr(preview, "Thread", lambda **options: thread_of.append(options) or threading.Thread(**options))
+    preview._import_ahead(job_of(lake, model_path, tmp_path).spec)
+    preview._import_ahead(job_of(lake, tmp_path / "model.of.unknown.kind", tmp_path).spec)
+    (options,) = thread_of
+    options["target"](*options["args"])
+    assert set(imported) == {"xgboost"}
