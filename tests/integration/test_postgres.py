@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,6 +26,7 @@ from pipeline.testing.arrow_types import typed_columns
 from pipeline.testing.examples import IS_LONG, choose
 from pipeline.testing.jobs import OUTPUT_SCHEMA, commit, small_job, write_receipts
 from pipeline.testing.postgres import find_postgres, serve_postgres
+from pipeline.testing.processes import wait_until
 from pipeline.testing.sink_contract import SinkWorld, sweep_crashes, sweep_two_drivers, worlds
 from tests.contracts.sink_cases import postgres
 
@@ -75,6 +78,42 @@ def _published_job(folder: Path, url: str, name: str, rows: int, **fields: Any) 
     assert manifest is not None
     SqlSink().publish(manifest, directory)
     return directory
+
+
+def test_a_crash_of_the_server_between_staging_and_commit(url: str, tmp_path: Path) -> None:
+    job = small_job(tmp_path / "in", sink={"format": "sql", "url": url, "table": "crashed"})
+    directory = JobDirectory.create(tmp_path / "jobs", job.plan, job="a", options=JobOptions(fsync=False))
+    write_receipts(directory, job)
+    commit(directory)
+    manifest = directory.manifests.last()
+    assert manifest is not None
+    first = SqlSink()
+    steps: list[str] = []
+
+    def reached(step: str) -> None:
+        steps.append(step)
+        if step == "begun":
+            # The server restarts when one of its processes is killed, and empties unlogged tables.
+            for (pid,) in _run(url, "select pid from pg_stat_activity where query like '%advisory%'"):
+                os.kill(pid, signal.SIGKILL)
+
+    first.reached = reached  # type: ignore[method-assign]
+    with pytest.raises(StorageError, match="Postgres failed"):
+        first.publish(manifest, directory)
+    wait_until(lambda: _is_there(url), what="the restarted server")
+    again = SqlSink()
+    again.reached = steps.append  # type: ignore[method-assign]
+    assert again.publish(manifest, directory).is_new
+    assert steps.count("copied") == 2 * len(manifest.files)
+    rows = _run(url, "select id, p from crashed order by id")
+    assert rows == [tuple(row.values()) for row in job.expected.to_pylist()]
+
+
+def _is_there(url: str) -> bool:
+    try:
+        return _run(url, "select 1") == [(1,)]
+    except dbapi.Error:
+        return False
 
 
 def test_readers_see_the_old_or_the_new_rows(url: str, tmp_path: Path) -> None:
