@@ -169,9 +169,13 @@ def _check_sinks(branches: Sequence[_Branch]) -> None:
         if path in seen:
             raise SpecError(
                 "two children of a fan-out would publish to one place",
-                where="sink.path",
+                where="sink.path" if sink.path else "sink.table",
                 found=f"{path}, for {text_of(seen[path])!r} and {text_of(branch.value)!r}",
-                expected=f"another path for each value: {PLACEHOLDER} in it, or none at all",
+                expected=(
+                    f"another path for each value: {PLACEHOLDER} in it, or none at all"
+                    if sink.path
+                    else f"mode append or merge, or {PLACEHOLDER} in table, url or where"
+                ),
             )
         seen[path] = branch.value
 

@@ -252,6 +252,24 @@ def test_a_fan_out_that_does_not_go_with_its_source_is_refused(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "append"}, ""),
+        ({"mode": "replace", "where": "id > 0"}, "append or merge"),
+        ({"mode": "error"}, "append or merge"),
+        ({"mode": "error", "table": "scores_${fan_out.value}"}, ""),
+    ],
+)
+def test_children_that_share_a_table(lake: Path, fields: dict[str, Any], message: str) -> None:
+    sink = {"format": "sql", "url": "duckdb:///scores.db", "table": "scores", **fields}
+    if not message:
+        assert len(plan_of(spec(sink=sink)).plan.children) == 3
+        return
+    with pytest.raises(SpecError, match=message):
+        plan_of(spec(sink=sink))
+
+
 def test_output_that_is_there_is_found_in_each_child(lake: Path) -> None:
     (lake / "out/country=DE").mkdir(parents=True)
     (lake / "out/country=DE/x.parquet").write_bytes(b"x")
