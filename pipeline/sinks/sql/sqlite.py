@@ -57,9 +57,12 @@ class Sqlite(Database):
         """Return the columns with their affinities; see `Database.columns`."""
         schema = f"{quoted(table.schema)}." if table.schema else ""
         rows = self.run(f"PRAGMA {schema}table_info({quoted(table.name)})")
+        # SQLite numbers rows in a column that is declared INTEGER PRIMARY KEY.
         return {
-            name: ExistingColumn(_affinity(declared), has_default=default is not None)
-            for _, name, declared, _, default, _ in rows
+            name: ExistingColumn(
+                _affinity(declared), has_default=default is not None or (key == 1 and declared.upper() == "INTEGER")
+            )
+            for _, name, declared, _, default, key in rows
         } or None
 
     def create_staging(self, name: str, columns: str) -> str:

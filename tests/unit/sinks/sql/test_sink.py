@@ -111,6 +111,7 @@ def test_database_among_the_input(tmp_path: Path) -> None:
         ("id integer, p real, more text", "more: TEXT -> missing"),
         ("id integer, p real, more text default 'x'", ""),
         ("p double, id bigint", ""),
+        ("p double, id bigint, number integer primary key", ""),
     ],
 )
 def test_table_with_other_columns(columns: str, found: str, tmp_path: Path) -> None:
