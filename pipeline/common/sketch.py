@@ -62,8 +62,21 @@ class NumberSketch:
     """Largest finite value; minus infinity without any."""
     is_whole: bool = True
     """True while all values are of integer types."""
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(SLOTS, dtype=np.int64))
-    """int64 [`SLOTS`], finite values by bucket, ascending."""
+    _dense: np.ndarray | None = None
+    """int64 [`SLOTS`]; None while there are few values."""
+    _few: list[np.ndarray] = field(default_factory=list)
+    """Buckets of values that are not counted in ``_dense``."""
+    _few_rows: int = 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [`SLOTS`], finite values by bucket, ascending."""
+        if self._dense is None:
+            self._dense = np.zeros(SLOTS, dtype=np.int64)
+        for slots in self._few:
+            np.add.at(self._dense, slots, 1)
+        self._few, self._few_rows = [], 0
+        return self._dense
 
     def add(self, values: np.ndarray, *, nulls: int = 0) -> None:
         """Count values.
@@ -77,10 +90,7 @@ class NumberSketch:
             return
         self.is_whole &= values.dtype.kind in "iub"
         numbers = values.astype(np.float64, copy=False)
-        # Zero has two signs, and one bucket.
-        with np.errstate(over="ignore", invalid="ignore"):
-            bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)
-        slots = ((bits ^ ((bits >> 31) | np.int32(-(1 << 31)))).view(np.uint32) >> _SHIFT).astype(np.intp)
+        slots = _slots(values)
         if slots.max() >= _POSITIVE_INFINITY or slots.min() < _FIRST:
             finite = np.isfinite(numbers)
             self.nans += int(np.isnan(numbers).sum())
@@ -88,13 +98,22 @@ class NumberSketch:
             numbers = numbers[finite]
             # Numbers beyond float32 are counted beside the largest.
             slots = np.clip(slots[finite], _FIRST, _POSITIVE_INFINITY - 1)
-        if len(slots) < _FEW:
-            np.add.at(self.counts, slots, 1)
-        else:
-            self.counts += np.bincount(slots, minlength=SLOTS)
+        self.count(slots)
         self.total += _exact_sum(numbers)
         self.least = min(self.least, float(numbers.min(initial=np.inf)))
         self.most = max(self.most, float(numbers.max(initial=-np.inf)))
+
+    def count(self, slots: np.ndarray) -> None:
+        """Count finite values by their buckets, intp [rows]; the other figures are the caller's."""
+        if self._few_rows + len(slots) < _FEW:
+            # An array of all buckets costs more than to sort these.
+            self._few.append(slots)
+            self._few_rows += len(slots)
+        elif len(slots) < _FEW:
+            np.add.at(self.counts, slots, 1)
+        else:
+            counts = self.counts
+            counts += np.bincount(slots, minlength=SLOTS)
 
     @property
     def filled(self) -> np.ndarray:
@@ -150,8 +169,21 @@ class NumberSketch:
 
     def __iadd__(self, other: NumberSketch) -> NumberSketch:
         self._add_header(other._header())
-        self.counts += other.counts
+        if other._dense is None:
+            for slots in other._few:
+                self.count(slots)
+        else:
+            counts = self.counts
+            counts += other.counts
         return self
+
+    def sparse(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return `filled`, and the values in each, int64."""
+        if self._dense is None and self._few:
+            slots, counts = np.unique(np.concatenate(self._few), return_counts=True)
+            return slots.astype(np.int64), counts.astype(np.int64)
+        filled = self.filled
+        return filled, self.counts[filled] if len(filled) else np.empty(0, dtype=np.int64)
 
     def _header(self) -> list[Any]:
         extremes = [self.least, self.most] if self.finite else [None, None]
@@ -228,10 +260,15 @@ class Sketches:
         """The sketch of each column."""
         held, self._held, self._held_rows = self._held, {}, 0
         for tables in held.values():
-            table = pa.concat_tables(tables)
+            table, together = pa.concat_tables(tables), dict[str, np.ndarray]()
             for name, column in zip(table.column_names, table.columns, strict=True):
-                if is_sketched(column.type):
+                if _is_exact(column.type) and not column.null_count and table.num_rows:
+                    self._columns.setdefault(name, NumberSketch())
+                    together[name] = column.to_numpy()
+                elif is_sketched(column.type):
                     self._count(name, column)
+            if together:
+                self._count_together(together)
         return self._columns
 
     def add(self, table: pa.Table) -> None:
@@ -243,6 +280,32 @@ class Sketches:
         self._held_rows += sum(table.num_rows for table in tables)
         if self._held_rows >= _HELD_ROWS:
             _ = self.columns
+
+    def _count_together(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Count columns of equal length as `NumberSketch.add` does: in one pass, since few rows cost much a column.
+
+        :param columns: [rows] each, of types that float64 holds exactly, without nulls.
+        """
+        sketches = [_same_kind(NumberSketch(), self._columns[name], name) for name in columns]
+        numbers = np.array(list(columns.values()), dtype=np.float64)
+        slots = _slots(numbers)
+        lowest, highest = slots.min(axis=1), slots.max(axis=1)
+        least, most = numbers.min(axis=1), numbers.max(axis=1)
+        rows = numbers.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.maximum(most, -least)
+            is_plain = (lowest >= _FIRST) & (highest < _POSITIVE_INFINITY) & (largest * UNIT * rows < 2.0**62)
+            totals = np.rint(numbers * UNIT).astype(np.int64).sum(axis=1)
+        for place, (sketch, values) in enumerate(zip(sketches, columns.values(), strict=True)):
+            if not is_plain[place]:
+                sketch.add(values)
+                continue
+            sketch.rows += rows
+            sketch.is_whole &= values.dtype.kind in "iu"
+            sketch.count(slots[place])
+            sketch.total += int(totals[place])
+            sketch.least = min(sketch.least, float(least[place]))
+            sketch.most = max(sketch.most, float(most[place]))
 
     def _count(self, name: str, column: pa.ChunkedArray) -> None:
         if pa.types.is_dictionary(column.type) or _is_text(column.type):
@@ -282,10 +345,10 @@ class Sketches:
         values = {name: one for name, one in columns.items() if isinstance(one, ValueSketch)}
         packed: dict[str, Any] = {}
         if numbers:
-            filled = [one.filled for one in numbers.values()]
-            places = np.concatenate([slots + SLOTS * place for place, slots in enumerate(filled)])
-            counts = [one.counts[slots] for one, slots in zip(numbers.values(), filled, strict=True)]
-            steps, found = np.diff(places, prepend=0).astype("<u4"), np.concatenate(counts).astype("<u8")
+            filled = [one.sparse() for one in numbers.values()]
+            places = np.concatenate([slots + SLOTS * place for place, (slots, _) in enumerate(filled)])
+            counts = np.concatenate([count for _, count in filled])
+            steps, found = np.diff(places, prepend=0).astype("<u4"), counts.astype("<u8")
             # Bytes of one weight side by side: most are zero, and shrink to nothing.
             planes = [part.view(np.uint8).reshape(-1, part.itemsize).T.tobytes() for part in (steps, found)]
             packed["numbers"] = {name: one._header() for name, one in numbers.items()}
@@ -344,6 +407,20 @@ def is_in_sample(keys: np.ndarray, *, every: int) -> np.ndarray:
     """
     chosen: np.ndarray = keys <= np.uint64((1 << 64) // every - 1)
     return chosen
+
+
+def _slots(values: np.ndarray) -> np.ndarray:
+    """Return the bucket of each value, intp, in the shape of ``values``."""
+    # Zero has two signs, and one bucket.
+    with np.errstate(over="ignore", invalid="ignore"):
+        bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)
+    slots: np.ndarray = ((bits ^ ((bits >> 31) | np.int32(-(1 << 31)))).view(np.uint32) >> _SHIFT).astype(np.intp)
+    return slots
+
+
+def _is_exact(kind: pa.DataType) -> bool:
+    """Return True if float64 holds all numbers of a type."""
+    return bool(pa.types.is_floating(kind)) or (bool(pa.types.is_integer(kind)) and kind.bit_width <= 32)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -139,8 +139,10 @@ class Receipt:
 
     def to_json_bytes(self) -> bytes:
         """The receipt as stored: one line of JSON, with a schema version."""
-        # The file ranges, of which there may be thousands, are left out here and added below in a short form.
-        record = asdict(replace(self, files=()))
+        # The file ranges, of which there may be thousands, are left out here and added below in a short form;
+        # `asdict` would copy every number of the sketches.
+        record = asdict(replace(self, files=(), sketches={}))
+        record["sketches"] = self.sketches
         if not self.device:
             del record["device"], record["device_peak"]
         if not self.agreements:

@@ -36,6 +36,8 @@ from pipeline.scoring.steps import Step, load_steps
 if TYPE_CHECKING:
     from pipeline.sources import SourceBatch
 
+_KEYS = 8192
+"""Rows whose keys are made at a time: new memory for the keys of a batch costs more than to make them."""
 MIN_HALVED_ROWS = 1024
 """Batches of at most this many rows are not halved."""
 
@@ -116,7 +118,10 @@ class Scorer:
         """Columns of the source in which the first operation finds infinite values."""
         self._source_rules = beyond_finite(self.recipe.source_rules, self._in_matrix)
         self._sketched_scores = self.recipe.score_columns if self.recipe.sketch_every else ()
-        self._sample_keys = np.empty(0, dtype=np.uint64)
+        self._row_numbers = np.empty(0, dtype=np.int64)
+        self._keys = np.empty(_KEYS, dtype=np.uint64)
+        self._samples: dict[int, np.ndarray] = {}
+        """Rows of the batch in each sample; see `_in_sample`."""
 
     def score_batch(self, batch: SourceBatch, *, paths: Sequence[str] = ()) -> ScoredBatch:
         """Score the rows of ``batch``, in pieces that fit in memory.
@@ -131,10 +136,7 @@ class Scorer:
             operation.watch = Stopwatch()
             if batch.reasons:  # in a retry every row failed once already
                 operation.blame_rows_only()
-        if self.recipe.sketch_every > 1:
-            if len(self._sample_keys) < len(batch.row):
-                self._sample_keys = np.empty(len(batch.row), dtype=np.uint64)
-            sample_keys(batch.row, self._sample_keys[: len(batch.row)])
+        self._row_numbers, self._samples = batch.row, {}
         rows, parts = Rows.from_table(batch.table), list[_ScoredRows]()
         start = 0
         while start < len(rows):
@@ -227,9 +229,18 @@ class Scorer:
         """Return one of ``every`` rows, chosen by the number of the row in its file."""
         if every <= 1:
             return rows
-        chosen = np.flatnonzero(is_in_sample(self._sample_keys[rows.position], every=every))
+        chosen = np.flatnonzero(self._in_sample(every)[rows.position])
         # So few rows that the cost of each column counts.
         return Rows(rows.table.take(chosen), rows.position[chosen])
+
+    def _in_sample(self, every: int) -> np.ndarray:
+        """Return which rows of the batch are in the sample, bool [rows]."""
+        if every not in self._samples:
+            self._samples[every] = sampled = np.empty(len(self._row_numbers), dtype=bool)
+            for start in range(0, len(sampled), _KEYS):
+                rows = self._row_numbers[start : start + _KEYS]
+                sampled[start : start + _KEYS] = is_in_sample(sample_keys(rows, self._keys[: len(rows)]), every=every)
+        return self._samples[every]
 
     def _to_output(self, rows: Rows) -> Rows:
         """Return the columns of the output, in its schema."""

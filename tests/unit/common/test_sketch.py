@@ -186,3 +186,40 @@ def test_a_sample_depends_on_row_numbers_alone() -> None:
         )
         # Tables are often periodic.
         assert whole[::24].sum() == pytest.approx(len(rows) / every / 24, rel=0.1)
+
+
+def test_columns_counted_together_are_those_counted_one_by_one() -> None:
+    random = np.random.default_rng(5)
+    columns: dict[str, np.ndarray] = {
+        "float32": random.normal(size=500).astype(np.float32),
+        "float64": random.lognormal(sigma=4.0, size=500),
+        "int32": random.integers(-9, 9, 500).astype(np.int32),
+        "zeros": np.array([0.0, -0.0] * 250),
+        "with_nan": np.where(np.arange(500) % 7 == 0, np.nan, 1.5),
+        "with_infinity": np.where(np.arange(500) % 7 == 0, -np.inf, 1.5),
+        "huge": np.full(500, 1e300),
+        "beyond": np.full(500, 2.0**45),
+    }
+    together = Sketches()
+    together.add(pa.table(columns))
+    for name, values in columns.items():
+        alone = NumberSketch()
+        alone.add(values)
+        found = together.columns[name]
+        assert isinstance(found, NumberSketch)
+        assert found._header() == alone._header(), name
+        assert [part.tolist() for part in found.sparse()] == [part.tolist() for part in alone.sparse()], name
+        assert np.array_equal(found.counts, alone.counts), name
+
+
+def test_few_values_become_many() -> None:
+    values = np.random.default_rng(6).normal(size=6000)
+    parts, whole = NumberSketch(), NumberSketch()
+    whole.add(values)
+    for part in np.array_split(values, 7):
+        one = NumberSketch()
+        one.add(part)
+        parts += one
+        assert int(one.sparse()[1].sum()) == len(part)
+    assert parts._header() == whole._header()
+    assert np.array_equal(parts.counts, whole.counts)
