@@ -37,11 +37,20 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "Source": {
         "path": "[lake/2025/, lake/2026/part-*.parquet]",
-        "format": "parquet",
+        "format": "csv",
+        "csv": '{delimiter: ";"}',
+        "types": "{zip: string, age: int64}",
         "columns": "[customer_id, age, plan]",
         "filter": "country == 'DE' and age >= 18",
         "base": "lake/",
         "incremental": "true",
+    },
+    "CsvOptions": {
+        "delimiter": '";"',
+        "quote": """ "'" """.strip(),
+        "escape": r"'\'",
+        "header": "[customer_id, age, plan]",
+        "nulls": '["", "NA"]',
     },
     "Incremental": {"on_model_change": "all"},
     "Gate": {
@@ -110,7 +119,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "DaskInput": {
         "path": "lake/customers/",
-        "format": "parquet",
+        "format": "csv",
+        "csv": '{delimiter: ";"}',
+        "types": "{zip: string}",
         "columns": "[customer, country]",
         "filter": "country == 'DE'",
         "base": "lake/",

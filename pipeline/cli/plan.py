@@ -166,7 +166,7 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
             yield partial(check_step, step.map, import_paths=settings.import_paths)
     for score in spec.scores:
         yield from _model_checks(score, settings)
-    yield lambda: find_source(spec.source.format)
+    yield lambda: find_source(spec.source.reader)
     yield lambda: find_sink(spec.sink.format)
     yield lambda: cluster_of(spec, settings=settings)
 

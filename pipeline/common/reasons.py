@@ -25,13 +25,21 @@ class ReasonKind(StrEnum):
     """The row took too much memory."""
     NO_MODEL = "no_model"
     """No model is named for the row's key; the reason is this word alone."""
+    CELL = "cell"
+    """A value of a text file does not convert to the type of its column."""
+    LINE = "line"
+    """A line of a text file has too few or too many cells, or is no JSON."""
     FILE = "file"
     """The file is damaged, was changed, or has different columns."""
 
     @property
     def is_user_code(self) -> bool:
         """True if a step or the model is to blame, not the data."""
-        return self not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, ReasonKind.FILE)
+        return self not in (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, *UNREADABLE, ReasonKind.FILE)
+
+
+UNREADABLE = (ReasonKind.CELL, ReasonKind.LINE)
+"""Reasons of rows that could not be read."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,26 @@ class RowGroup:
     """Compressed bytes of the columns that the job reads."""
     selected: bool = True
     """False if statistics prove that the filter keeps no row of the group; the group is then not read."""
+    lines: int = 0
+    """Lines of text of the group, in formats that are read by byte ranges: quoted newlines and empty lines count.
+    ``compressed`` is the group's length in the file then. 0 in other formats."""
+
+
+@fast_pickle
+@dataclass(frozen=True, slots=True)
+class ByteSpan:
+    """The bytes of some adjacent row groups in a file that is read by byte ranges."""
+
+    start: int
+    """Offset of the first byte, from 0."""
+    stop: int
+    """Offset after the last byte."""
+    row: int
+    """Number of the first row."""
+    rows: int
+    """Number of rows."""
+    line: int
+    """Number of the first line, from 1."""
 
 
 @fast_pickle
@@ -55,6 +75,20 @@ class InputFile:
         """All rows of the file that are part of the input, including filtered ones."""
         return sum(group.rows for group in self.input_groups)
 
+    def span(self, group_start: int, group_stop: int) -> ByteSpan | None:
+        """Return the bytes of the row groups ``group_start`` to ``group_stop``; None in formats without lines."""
+        if not any(group.lines for group in self.row_groups[group_start:group_stop]):
+            return None
+        before, chosen = self.row_groups[:group_start], self.row_groups[group_start:group_stop]
+        start = sum(group.compressed for group in before)
+        return ByteSpan(
+            start,
+            start + sum(group.compressed for group in chosen),
+            sum(group.rows for group in before),
+            sum(group.rows for group in chosen),
+            1 + sum(group.lines for group in before),
+        )
+
 
 @fast_pickle
 @dataclass(frozen=True, slots=True)
@@ -74,6 +108,8 @@ class Fragment:
     """See `InputFile.hive_keys`."""
     rejected_from: str = ""
     """Input file of the rows, if ``path`` is a file of rejects in the job directory; else empty."""
+    span: ByteSpan | None = None
+    """Bytes of the row groups, in formats that are read by byte ranges."""
 
     @property
     def rows(self) -> int:

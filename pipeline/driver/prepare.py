@@ -491,7 +491,7 @@ def _select_increment(
         kept=before.files,
         work=work,
         on_model_change=policy.on_model_change if isinstance(policy, Incremental) else "new",
-        marks=lambda path: find_source(spec.source.format).identify(located[path]),
+        marks=lambda path: find_source(spec.source.reader).identify(located[path]),
         failed=_failed_before(spec.name, settings),
     )
     discovery = discover_input(spec, selection=increment.files, quarantine_files=is_lenient)

@@ -321,7 +321,7 @@ def stored_discovery(ledger: Ledger, spec: JobSpec) -> Discovery:
         key_names=tuple(name for name in schema.names if name not in base.source_columns),
         available=tuple(schema.names),
         filter=read_source(spec).filter,
-        format=spec.source.format,
+        format=spec.source.reader,
         never_null=frozenset(base.never_null),
     )
 
@@ -441,7 +441,7 @@ def _recheck_quarantined(ledger: Ledger) -> tuple[tuple[InputFile, ...], tuple[Q
     """Return the quarantined files that can be read now, and those that still cannot, with the current reason."""
     plan = ledger.base.plan
     source = read_source(plan.spec)
-    adapter = find_source(source.format)
+    adapter = find_source(source.reader)
     condition = parse_filter(source.filter) if source.filter is not None else None
     # A job that reads all columns still rejects a file with an extra one, as it did when it was planned.
     is_all = source.columns is None and _reads_all(plan)

@@ -26,6 +26,7 @@ FRAGMENTS_META = pd.DataFrame(
         "bytes": pd.Series([], dtype="int64"),
         "hive_keys": pd.Series([], dtype="object"),
         "rejected_from": pd.Series([], dtype="str"),
+        "span": pd.Series([], dtype="object"),
     }
 )
 
@@ -37,7 +38,7 @@ def fragment_frame(partition: Partition, versions: Versions) -> pd.DataFrame:
     rows = [
         (
             *(partition.id, f.path, *versions[f.path]),
-            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.hive_keys, f.rejected_from),
+            *(f.row_start, f.row_stop, f.group_start, f.group_stop, f.bytes, f.hive_keys, f.rejected_from, f.span),
         )
         for f in partition.fragments
     ]

@@ -44,6 +44,7 @@ def sub_fragment(fragment: Fragment, file: InputFile, *, row_start: int, row_sto
         group_start=group_start,
         group_stop=group_stop,
         bytes=round(fragment.bytes * share),
+        span=file.span(group_start, group_stop),
     )
 
 

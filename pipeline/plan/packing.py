@@ -160,7 +160,16 @@ def _fragments(files: Sequence[InputFile], units: _Units, boundaries: np.ndarray
     last = np.append(first[1:], len(begins)) - 1
     sizes = np.add.reduceat(units.size, first)
     fragments = [
-        Fragment(files[file].path, start, stop, group, final + 1, size, files[file].hive_keys)
+        Fragment(
+            files[file].path,
+            start,
+            stop,
+            group,
+            final + 1,
+            size,
+            files[file].hive_keys,
+            span=files[file].span(group, final + 1),
+        )
         for file, start, stop, group, final, size in zip(
             units.file[first].tolist(),
             units.start[first].tolist(),

@@ -318,7 +318,7 @@ class Plan:
             batch_rows=self.batch_rows,
             batch_bytes=self.batch_bytes,
             device_batch_rows=self.device_batch_rows,
-            source_format=spec.source.format,
+            source_format=spec.source.reader,
             compression=spec.sink.compression,
             row_group_rows=self.row_group_rows,
             row_group_bytes=self.row_group_bytes,

@@ -250,7 +250,7 @@ def source_files(plan: Plan) -> Discovery:
     schema = pa.ipc.read_schema(pa.py_buffer(plan.source_schema))
     keys = tuple(name for name in schema.names if name not in plan.source_columns)
     source = read_source(plan.spec)
-    return Discovery(plan.files, schema, key_names=keys, filter=source.filter, format=source.format)
+    return Discovery(plan.files, schema, key_names=keys, filter=source.filter, format=source.reader)
 
 
 def stage_recipes(plan: Plan, stage: Stage) -> tuple[StepRecipe, ...]:

@@ -29,6 +29,8 @@ SCHEMA_VERSION = 3
 _METADATA = b"pipeline.plan"
 _KEY = pa.struct([("name", pa.string()), ("value", pa.string())])
 _GROUP = pa.struct([("rows", pa.int64()), ("bytes", pa.int64()), ("compressed", pa.int64()), ("selected", pa.bool_())])
+_LINES = pa.field("lines", pa.int64())
+"""Further field of a row group, in formats that are read by byte ranges."""
 _RANGE = pa.struct(
     [
         ("ordinal", pa.int64()),
@@ -102,7 +104,8 @@ def plan_from_table(table: pa.Table) -> Plan:
         record = json.loads((table.schema.metadata or {})[_METADATA])
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {record['schema_version']}")
-        files, partitions = _files(table), _partitions(table)
+        files = _files(table)
+        partitions = _partitions(table, files)
         dask = DaskWork.from_record(record["dask"]) if "dask" in record else None
         if dask is not None:
             partitions = tuple(Partition(name, ()) for name in dask.partition_ids)
@@ -190,7 +193,10 @@ def _groups_array(files: Sequence[InputFile]) -> pa.ListArray:
         int64s(group.compressed for group in groups),
         booleans(group.selected for group in groups),
     ]
-    return lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=list(_GROUP)))
+    fields = list(_GROUP)
+    if any(group.lines for group in groups):
+        columns, fields = [*columns, int64s(group.lines for group in groups)], [*fields, _LINES]
+    return lists([len(file.row_groups) for file in files], pa.StructArray.from_arrays(columns, fields=fields))
 
 
 def _ranges_array(ranges: Sequence[Sequence[_PlacedRange]]) -> pa.ListArray:
@@ -236,18 +242,21 @@ def _files(table: pa.Table) -> tuple[InputFile, ...]:
     )
 
 
-def _partitions(table: pa.Table) -> tuple[Partition, ...]:
+def _partitions(table: pa.Table, files: Sequence[InputFile]) -> tuple[Partition, ...]:
     lengths, (ordinals, ids, *fields) = _columns(table, "ranges")
     if sorted(ordinals) != list(range(len(ordinals))):
         raise ValueError("the ordinals of the ranges are not 0, 1, 2, …")
-    keys = [tuple((key["name"], key["value"]) for key in of_file) for of_file in table.column("hive_keys").to_pylist()]
-    owners = ((path, key) for path, key, length in zip(
-        table.column("path").to_pylist(), keys, lengths, strict=True) for _ in range(length))  # fmt: skip
+    owners = (file for file, length in zip(files, lengths, strict=True) for _ in range(length))
     in_order: list[tuple[str, Fragment] | None] = [None] * len(ordinals)
-    for ordinal, partition, (path, key), start, stop, first, last, size, rejected_from in zip(
+    for ordinal, partition, file, start, stop, first, last, size, rejected_from in zip(
         ordinals, ids, owners, *fields, strict=True
     ):
-        in_order[ordinal] = partition, Fragment(path, start, stop, first, last, size, key, rejected_from)
+        in_order[ordinal] = (
+            partition,
+            Fragment(
+                file.path, start, stop, first, last, size, file.hive_keys, rejected_from, span=file.span(first, last)
+            ),
+        )
     by_partition: dict[str, list[Fragment]] = {}
     for partition, fragment in filter(None, in_order):
         by_partition.setdefault(partition, []).append(fragment)

@@ -340,7 +340,7 @@ class _Facts:
     def input_footers(self) -> str:
         """Check that the footers of unchanged input files have the planned number of rows."""
         same = 0
-        source = find_source(self.ledger.base.plan.spec.source.format)
+        source = find_source(self.ledger.base.plan.spec.source.reader)
         for file in self.ledger.files.values():
             if not _is_unchanged(file):
                 continue

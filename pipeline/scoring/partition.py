@@ -25,6 +25,7 @@ import pyarrow as pa
 from pipeline.common.agreement import Agreement, merged
 from pipeline.common.arrow_memory import keep_freed_pages
 from pipeline.common.imports import require_whole_imports
+from pipeline.common.reasons import UNREADABLE
 from pipeline.common.rows import Fragment, RowCounts
 from pipeline.common.sketch import Sketches
 from pipeline.common.step_output import OutputLine, StepOutput, capture
@@ -39,7 +40,7 @@ from pipeline.models.device_engine import open_evaluator
 from pipeline.models.endpoints.calls import Calls, NoKeptAnswers, attempt_calls
 from pipeline.models.engines import EngineUse
 from pipeline.plan.plan import Partition
-from pipeline.plan.recipe import ORIGIN, REJECT_REASON, REJECT_ROW, StageRecipe
+from pipeline.plan.recipe import ORIGIN, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW, StageRecipe
 from pipeline.scoring.batching import TimedBatchSizer, rebatch
 from pipeline.scoring.checkpoint import CheckpointWriter
 from pipeline.scoring.isolation import IsolatedScorer, Isolation, for_steps
@@ -48,7 +49,7 @@ from pipeline.scoring.partition_log import PartitionLog
 from pipeline.scoring.predictors import NO_PREDICTORS, OpenPredictors, open_predictors
 from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
 from pipeline.scoring.scorer import ScoredBatch, Scorer
-from pipeline.sources import SourceBatch, read_ahead, read_batches
+from pipeline.sources import Problem, SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import own_storage_options, unique_name, use_storage_options
 
@@ -380,7 +381,11 @@ def _file_metadata(recipe: StageRecipe) -> dict[str, str]:
 Versions = Mapping[str, tuple[int, str]]
 """Path of an input file -> its planned size in bytes and version."""
 
-_ADDED = (pa.field(REJECT_ROW, pa.int64()), pa.field(REJECT_REASON, pa.string()))
+_ADDED = (
+    pa.field(REJECT_ROW, pa.int64()),
+    pa.field(REJECT_REASON, pa.string()),
+    pa.field(REJECT_MESSAGE, pa.string()),
+)
 
 
 def read_partition(
@@ -406,6 +411,7 @@ def read_partition(
         batch_bytes=recipe.batch_bytes,
         versions=versions,
         format=recipe.source_format,
+        keep_problems=True,
     )
 
 
@@ -423,6 +429,7 @@ def _read_checkpoint(
         batch_bytes=recipe.batch_bytes,
         versions=versions,
         format=recipe.source_format,
+        keep_problems=True,
     )
     for batch in batches:
         yield replace(batch, table=batch.table.select(schema.names), origin=batch.table.select(ORIGIN.names))
@@ -450,7 +457,18 @@ def read_rejects(recipe: StageRecipe, partition: Partition) -> Generator[SourceB
     for batch in batches:
         row = np.asarray(batch.table.column(REJECT_ROW).to_numpy(), dtype=np.int64)
         reasons = tuple(batch.table.column(REJECT_REASON).to_pylist())
-        yield replace(batch, table=batch.table.select(schema.names), row=row, reasons=reasons)
+        problems = _unreadable(reasons, batch.table.column(REJECT_MESSAGE))
+        table = batch.table.select(schema.names)
+        yield replace(batch, table=table, row=row, reasons=reasons, problems=problems)
+
+
+def _unreadable(reasons: Sequence[str], messages: pa.ChunkedArray) -> tuple[Problem | None, ...]:
+    """Return the problems of rejects that could not be read: the rejects hold nulls in place of their values."""
+    kinds = tuple(f"{kind}:" for kind in UNREADABLE)
+    if not any(reason.startswith(kinds) for reason in reasons):
+        return ()
+    pairs = zip(reasons, messages.to_pylist(), strict=True)
+    return tuple(Problem(reason, message) if reason.startswith(kinds) else None for reason, message in pairs)
 
 
 class RowCounter:

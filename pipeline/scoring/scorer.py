@@ -138,6 +138,9 @@ class Scorer:
                 operation.blame_rows_only()
         self._row_numbers, self._samples = batch.row, {}
         rows, parts = Rows.from_table(batch.table), list[_ScoredRows]()
+        if batch.problems:
+            rows, unreadable = rows.reject(_unreadable_rows(batch))
+            parts.append(_ScoredRows(Rows.concat([], self._schema), unreadable))
         start = 0
         while start < len(rows):
             stop = min(start + self.batch_rows, len(rows))
@@ -287,6 +290,16 @@ class Scorer:
             for name, amount in getattr(predictor, "take_usage", dict)().items():
                 usage[name] = usage.get(name, 0) + amount
         return usage
+
+
+def _unreadable_rows(batch: SourceBatch) -> Failures:
+    """Return the rows of ``batch`` that could not be read."""
+    problems = [(number, problem) for number, problem in enumerate(batch.problems) if problem is not None]
+    return Failures(
+        np.array([number for number, _ in problems], dtype=np.int64),
+        tuple(problem.reason for _, problem in problems),
+        tuple(problem.message for _, problem in problems),
+    )
 
 
 def recipe_steps(recipe: StageRecipe, *, pin_code: bool | None = None) -> tuple[Step, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.sources.adapter import SourceAdapter, discover, find_source, read_batches, sample_batch
-from pipeline.sources.batch import SourceBatch
+from pipeline.sources.batch import Problem, SourceBatch
 from pipeline.sources.discovery import Discovery, FileSelection, resize, selected_fragments, total_bytes
 from pipeline.sources.filters.parse import Filter, parse_filter
 from pipeline.sources.prefetch import read_ahead
@@ -12,6 +12,7 @@ __all__ = [
     "Discovery",
     "FileSelection",
     "Filter",
+    "Problem",
     "SourceAdapter",
     "SourceBatch",
     "discover",

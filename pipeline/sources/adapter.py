@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Protocol, cast
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.common.plugins import find_adapter
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile
-from pipeline.errors import InputError
+from pipeline.errors import CorruptInput, InputError
 from pipeline.sources.batch import HasFragments, SourceBatch
 from pipeline.sources.discovery import Discovery, FileSelection, selected_fragments
 from pipeline.sources.distinct import Occurrences
@@ -19,7 +21,11 @@ from pipeline.sources.filters.parse import Filter
 from pipeline.sources.locate import SourceFile
 from pipeline.spec.parts import Source
 
-BUILT_IN = {"parquet": "pipeline.sources.parquet.source:ParquetSource"}
+BUILT_IN = {
+    "parquet": "pipeline.sources.parquet.source:ParquetSource",
+    "csv": "pipeline.sources.text.csv_source:CsvSource",
+    "jsonl": "pipeline.sources.text.json_source:JsonLinesSource",
+}
 SAMPLED_FILES = 8
 """Files that `sample_batch` opens before it gives up."""
 SAMPLED_ROWS = 200_000
@@ -97,11 +103,13 @@ class SourceAdapter(Protocol):
 
 
 def find_source(format_name: str) -> SourceAdapter:
-    """Return the adapter for ``source.format``.
+    """Return the adapter for ``source.format``, or for ``source.reader``: ``format?{"option": …}``.
 
     :raises SpecError: for an unknown format.
     """
-    return cast(SourceAdapter, find_adapter(format_name, kind="source", built_in=BUILT_IN)())
+    name, _, options = format_name.partition("?")
+    adapter = find_adapter(name, kind="source", built_in=BUILT_IN)
+    return cast(SourceAdapter, adapter(**(json.loads(options) if options else {})))
 
 
 def discover(
@@ -129,7 +137,7 @@ def discover(
     :raises SchemaDrift: for a file whose columns, or their types, differ from those of other files.
     :raises SpecError: if ``source.columns`` or the filter name unknown columns.
     """
-    discovery = find_source(source.format).discover(
+    discovery = find_source(source.reader).discover(
         source,
         columns=columns,
         planned=planned,
@@ -138,7 +146,7 @@ def discover(
         count_nulls=count_nulls,
         threads=threads,
     )
-    return replace(discovery, format=source.format)
+    return replace(discovery, format=source.reader)
 
 
 def read_batches(
@@ -151,6 +159,7 @@ def read_batches(
     batch_bytes: int = 0,
     versions: Mapping[str, tuple[int, str]] | None = None,
     format: str = "parquet",
+    keep_problems: bool = False,
 ) -> Generator[SourceBatch, None, None]:
     """Yield the rows of ``partition`` that ``filter`` keeps, at most ``batch_rows`` at a time.
 
@@ -160,13 +169,15 @@ def read_batches(
     :param schema: schema of the tables: ``columns`` and the requested hive keys, in this order.
     :param batch_bytes: limit for the decoded bytes of a batch of more than one row; 0: no limit.
     :param versions: planned size and version per path. None: not checked.
-    :param format: name of the adapter.
+    :param format: name of the adapter, with options as in ``source.reader``.
+    :param keep_problems: yield rows of text that cannot be read, too; see `SourceBatch.problems`.
     :raises InputChanged: if a file has changed since planning.
     :raises SchemaDrift: if a column is missing or has another type.
-    :raises CorruptInput: if a file cannot be read, or holds other rows than its footer says.
+    :raises CorruptInput: if a file cannot be read, or holds other rows than its footer says; without
+        ``keep_problems`` also for a row that cannot be read.
     :raises StorageError: if storage fails.
     """
-    return find_source(format).read(
+    batches = find_source(format).read(
         partition,
         columns=columns,
         schema=schema,
@@ -175,6 +186,28 @@ def read_batches(
         batch_bytes=batch_bytes,
         versions=versions,
     )
+    if keep_problems:
+        return batches
+    return _without_problems(batches, partition if isinstance(partition, Sequence) else partition.fragments)
+
+
+def _without_problems(
+    batches: Generator[SourceBatch, None, None], fragments: Sequence[Fragment]
+) -> Generator[SourceBatch, None, None]:
+    with closing(batches):
+        for batch in batches:
+            number = next((number for number, problem in enumerate(batch.problems) if problem is not None), None)
+            if number is not None:
+                problem = batch.problems[number]
+                assert problem is not None
+                raise CorruptInput(
+                    "a row of an input file cannot be read",
+                    where=f"{fragments[batch.fragment[number]].path}, row {batch.row[number]}",
+                    found=problem.message,
+                    expected="values of the column's type",
+                    next_step="fix the file, or say the types of its columns: types: {column: string}",
+                )
+            yield batch
 
 
 def sample_batch(
@@ -208,6 +241,7 @@ def sample_batch(
             batch_bytes=SAMPLED_BYTES,
             versions=discovery.versions,
             format=discovery.format,
+            keep_problems=True,
         )
         try:
             with closing(batches):
@@ -216,9 +250,17 @@ def sample_batch(
             if not skip_unreadable:
                 raise
             continue
+        if batch.problems:
+            batch = _readable(batch)
         if batch.table.num_rows:
             return batch
     return None
+
+
+def _readable(batch: SourceBatch) -> SourceBatch:
+    """Return the rows of ``batch`` that could be read."""
+    keep = np.array([problem is None for problem in batch.problems])
+    return SourceBatch(batch.table.filter(pa.array(keep)), batch.fragment[keep], batch.row[keep], batch.filtered)
 
 
 def _head(fragment: Fragment) -> Fragment:

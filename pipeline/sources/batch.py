@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,15 @@ class HasFragments(Protocol):
     @property
     def fragments(self) -> tuple[Fragment, ...]:
         """Row ranges to read, in order."""
+
+
+class Problem(NamedTuple):
+    """The cause for which a row of a text file could not be read."""
+
+    reason: str
+    """Text of a `pipeline.common.reasons.Reason`."""
+    message: str
+    """Line and column in the file, and the value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,10 @@ class SourceBatch:
     origin: pa.Table | None = None
     """File and row of the job's source that each row comes from, where the files that were read say it."""
 
+    problems: tuple[Problem | None, ...] = ()
+    """Cause per row for which it could not be read and has to be rejected; its unreadable columns are null. Empty if
+    all rows were read."""
+
     def slice(self, start: int, stop: int, *, filtered: np.ndarray | None = None) -> SourceBatch:
         """Return the rows ``start`` to ``stop``.
 
@@ -46,5 +59,6 @@ class SourceBatch:
             row=self.row[start:stop],
             filtered=np.zeros_like(self.filtered) if filtered is None else filtered,
             reasons=self.reasons[start:stop],
+            problems=self.problems[start:stop],
             origin=None if self.origin is None else self.origin.slice(start, stop - start),
         )

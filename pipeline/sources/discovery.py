@@ -96,6 +96,7 @@ def selected_fragments(file: InputFile) -> Iterator[Fragment]:
             stop, size = stop + group.rows, size + group.bytes
             continue
         if stop > start:
-            yield Fragment(file.path, start, stop, first, number, size, file.hive_keys)
+            span = file.span(first, number)
+            yield Fragment(file.path, start, stop, first, number, size, file.hive_keys, span=span)
         start = stop = stop + group.rows
         first, size = number + 1, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -49,13 +50,70 @@ class Incremental(SpecModel):
     models. ``all``: all input; the output is replaced in one commit."""
 
 
+def _check_character(text: str) -> str:
+    if len(text.encode()) != 1 or text in "\r\n":
+        raise spec_error(f"is {text!r}", expected="one ASCII character, such as ; or a tab")
+    return text
+
+
+_Character = Annotated[str, AfterValidator(_check_character)]
+
+
+class CsvOptions(SpecModel):
+    """Format of CSV files. All files of a source have the same."""
+
+    delimiter: _Character = ","
+    """Character between two cells."""
+    quote: _Character | None = '"'
+    """Character around cells with delimiters or newlines; doubled inside of them. None: quotes are plain text."""
+    escape: _Character | None = None
+    """Character before a quote, delimiter or newline that is part of a cell."""
+    header: bool | SomeNames = True
+    """True: the first line of each file has the names of its columns. A list: the names, in files without such a line.
+    False: no such line, and the columns are called ``f0``, ``f1``, …"""
+    nulls: Annotated[tuple[str, ...], Field(strict=False)] = ("",)
+    """Texts without quotes that mean null. In quotes they are text: ``""`` is an empty text."""
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        used = [text for text in (self.delimiter, self.quote, self.escape) if text is not None]
+        if len(set(used)) < len(used):
+            raise spec_error("uses a character twice", expected="different characters for delimiter, quote and escape")
+        return self
+
+
+TEXT_FORMATS = ("csv", "jsonl")
+"""Formats whose columns have no types of their own."""
+
+
+def _reader(format: str, csv: CsvOptions | None, types: Mapping[str, str] | None) -> str:
+    """Return a format with its options, as `pipeline.sources.find_source` takes it."""
+    options = {**(csv.model_dump() if csv else {}), **({"types": dict(types)} if types else {})}
+    return f"{format}?{json.dumps(options, sort_keys=True)}" if options else format
+
+
+def _check_text_options(format: str, csv: CsvOptions | None, types: Mapping[str, str] | None) -> None:
+    if csv is not None and format != "csv":
+        raise spec_error(f"has csv: and format: {format}", expected="format: csv beside csv:")
+    if types is not None and format not in TEXT_FORMATS:
+        raise spec_error(
+            f"has types: and format: {format}",
+            expected="types: beside format: csv or jsonl; other files know the types of their columns",
+        )
+
+
 class Source(SpecModel):
     """Input of a job: files, columns and filter."""
 
     path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
-    """Parquet file, directory (with hive partition folders or not), glob, or a list of these; any fsspec URL."""
+    """File, directory (with hive partition folders or not), glob, or a list of these; any fsspec URL."""
     format: str = "parquet"
-    """Name of the `pipeline.sources` adapter."""
+    """``parquet``, ``csv``, ``jsonl`` (JSON Lines), or the name of another `pipeline.sources` adapter."""
+    csv: CsvOptions | None = None
+    """Format of CSV files. Default: commas, double quotes, and a header."""
+    types: dict[Name, Name] | None = None
+    """Arrow type per column of CSV and JSON Lines files, such as ``{age: int64, zip: string}``. Other columns have the
+    type of their values in the first MiB of the first file. A value of another type is a reject."""
     columns: SomeNames | None = None
     """Columns to read. Default: with a ``map`` step, all columns; without one, those that the model, ``keep`` or the
     contract needs."""
@@ -74,11 +132,23 @@ class Source(SpecModel):
             *,
             path: AnyPath | Sequence[AnyPath],
             format: str = "parquet",
+            csv: CsvOptions | Mapping[str, Any] | None = None,
+            types: Mapping[str, str] | None = None,
             columns: Sequence[str] | None = None,
             filter: str | None = None,
             base: AnyPath | None = None,
             incremental: bool | Incremental = False,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        _check_text_options(self.format, self.csv, self.types)
+        return self
+
+    @property
+    def reader(self) -> str:
+        """``format`` with the options of its files; see `pipeline.sources.find_source`."""
+        return _reader(self.format, self.csv, self.types)
 
 
 class RetryCall(SpecModel):
@@ -176,7 +246,11 @@ class DaskInput(SpecModel):
     path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1, strict=False)]
     """Files, directory, glob or URL, as in ``source.path``. Its files are pinned when the job is planned."""
     format: str = "parquet"
-    """Name of the `pipeline.sources` adapter."""
+    """As ``source.format``."""
+    csv: CsvOptions | None = None
+    """As ``source.csv``."""
+    types: dict[Name, Name] | None = None
+    """As ``source.types``."""
     columns: SomeNames | None = None
     """Columns to read. Default: all."""
     filter: Name | None = None
@@ -184,10 +258,15 @@ class DaskInput(SpecModel):
     base: PathText | None = None
     """Folder below which ``key=value`` folders are hive keys."""
 
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        _check_text_options(self.format, self.csv, self.types)
+        return self
+
     @property
     def source(self) -> Source:
         """The table as a source."""
-        return Source(path=self.path, format=self.format, columns=self.columns, filter=self.filter, base=self.base)
+        return Source.model_validate(self.model_dump())
 
 
 class DaskStep(SpecModel):

@@ -108,4 +108,5 @@ def _part(file: InputFile, row_start: int, row_stop: int) -> Fragment:
             touched.append(number)
             size += group.bytes
         position += group.rows
-    return Fragment(file.path, row_start, row_stop, touched[0], touched[-1] + 1, size, file.hive_keys)
+    first, last = touched[0], touched[-1] + 1
+    return Fragment(file.path, row_start, row_stop, first, last, size, file.hive_keys, span=file.span(first, last))

@@ -132,6 +132,7 @@ def test_every_part_of_the_job_spec_has_its_table() -> None:
     assert re.findall(r"<!-- table: (\w+) -->", read("docs/job-spec.md")) == [
         "JobSpec",
         "Source",
+        "CsvOptions",
         "Incremental",
         "MapStep",
         "RetryCall",
@@ -191,6 +192,7 @@ triggers:
     places = {
         "JobSpec": "",
         "Source": "source.",
+        "CsvOptions": "source.csv.",
         "MapStep": "steps.0.",
         "RetryCall": "steps.0.on_error.OSError.",
         "FilterStep": "steps.2.",
@@ -227,6 +229,10 @@ triggers:
         table = {"format": "sql", "url": "sqlite:///a.db", "table": "t", "mode": mode}
         table |= {"merge": {"key": ["a"]}, "replace": {"where": "a > 1"}}.get(mode, {})
         needed.append(f"sink={json.dumps(table)}")
+    if part == "CsvOptions" or field in ("csv", "types"):
+        options = "csv: {}, " if part == "CsvOptions" else ""
+        name = "steps.6.inputs.customers" if part == "DaskInput" else "source"
+        needed = [f"{name}={{path: lake/, format: csv, {options}}}"]
     if part == "RetryCall":
         needed = ["steps.0.on_error={OSError: {retry: 1}}"]
     if field.startswith("meta"):

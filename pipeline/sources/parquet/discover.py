@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from pipeline.errors import InputError, MissingInput, SchemaDrift, SpecError
 from pipeline.sources.changes import missing_is_removed
 from pipeline.sources.discovery import Discovery, FileSelection
 from pipeline.sources.filters.parse import Filter, parse_filter
-from pipeline.sources.locate import HIVE_NULL, SourceFile, locate, locate_planned
+from pipeline.sources.hive import key_schema, with_keys
+from pipeline.sources.locate import SourceFile, locate, locate_planned
 from pipeline.sources.parquet.footer_guard import FooterGuard, read_unknown_footer
 from pipeline.sources.parquet.footers import Footer, Layout, SmallFiles, digest_footer, group_marks
 from pipeline.sources.parquet.null_counts import NullCounts
@@ -32,7 +32,6 @@ from pipeline.sources.versions import with_tail
 from pipeline.spec.parts import Source
 from pipeline.storage.urls import with_storage_options
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _TIMED_FOOTERS = 16
 """Footers that are read on one thread first, to measure if threads help."""
 _SLOW_SECONDS = 0.001
@@ -54,7 +53,7 @@ def discover(
     condition = parse_filter(source.filter) if source.filter is not None else None
     unusable: list[MissingInput] | None = [] if quarantine_files else None
     files = _source_files(source, planned, unusable)
-    keys = _key_schema(files)
+    keys = key_schema(files)
     if selection is not None:
         files = tuple(file for file in files if file.path in selection) or files[:1]
     needed = _needed(source, columns, condition)
@@ -65,7 +64,7 @@ def discover(
     first = _first_footer(screened.usual, guard)
     common = _checked_schema(source, screened.usual, first, keys=keys, needed=needed, condition=condition)
     small = SmallFiles(screened.files, columns=len(common.own))
-    nulls = NullCounts(_with_keys(common.fields(), keys)) if count_nulls else None
+    nulls = NullCounts(with_keys(common.fields(), keys)) if count_nulls else None
     reader = _FooterReader(common, first, small, keys, condition, selection, quarantine_files, guard, nulls)
     results = tuple(_in_parallel(reader.read, screened.files, threads=threads))
     quarantined = [
@@ -96,7 +95,7 @@ def _checked_schema(
     common.check_requested(source.columns)
     common.check_types()
     if condition is not None:
-        condition.check(_with_keys(common.all_fields(), keys))
+        condition.check(with_keys(common.all_fields(), keys))
     return common
 
 
@@ -105,7 +104,7 @@ def _discovery(
 ) -> Discovery:
     """Return the discovery after all footers have been read."""
     common, keys = reader.common, reader.keys
-    schema = _with_keys(common.fields(), keys)
+    schema = with_keys(common.fields(), keys)
     measured = with_decoded_widths(tuple(footers), columns=schema.names)
     own_keys = tuple(name for name in keys.names if name not in common.own.names)
     return Discovery(
@@ -204,40 +203,6 @@ def _needed(source: Source, columns: tuple[str, ...] | None, condition: Filter |
     if requested is None:
         return None
     return frozenset(requested) | (condition.columns if condition else frozenset())
-
-
-def _key_schema(files: Sequence[SourceFile]) -> pa.Schema:
-    names = tuple(name for name, _ in files[0].hive_keys)
-    values: dict[str, list[str]] = {name: [] for name in names}
-    if len(values) < len(names):
-        raise _key_drift(files[0], "a key twice", "each key once")
-    for file in files:
-        if tuple(name for name, _ in file.hive_keys) != names:
-            found = "/".join(name for name, _ in file.hive_keys) or "no partition folder"
-            raise _key_drift(file, found, "/".join(names) or "no partition folder", other=files[0])
-        for name, value in file.hive_keys:
-            values[name].append(value)
-    return pa.schema([pa.field(name, _key_type(texts)) for name, texts in values.items()])
-
-
-def _key_type(texts: list[str]) -> pa.DataType:
-    known = {text for text in texts if text != HIVE_NULL}
-    return pa.int64() if known and all(_INTEGER.fullmatch(text) for text in known) else pa.string()
-
-
-def _key_drift(file: SourceFile, found: str, expected: str, *, other: SourceFile | None = None) -> SchemaDrift:
-    return SchemaDrift(
-        "the hive partition folders of the files differ",
-        where=file.path,
-        found=found,
-        expected=expected + (f", as {other.path} has" if other else ""),
-        next_step="move the file, or name one kind of folder in source.path",
-    )
-
-
-def _with_keys(fields: list[pa.Field], keys: pa.Schema) -> pa.Schema:
-    names = {field.name for field in fields}
-    return pa.schema([*fields, *(key for key in keys if key.name not in names)])
 
 
 def _in_parallel(work: Callable[[SourceFile], R], files: Sequence[SourceFile], *, threads: int) -> Iterator[R]:

@@ -106,7 +106,7 @@ class TestRefusal:
     ) -> None:
         """Whatever a later defect loses, no job directory holds a plan that cannot be read."""
         lossy = plan_table._partitions
-        monkeypatch.setattr(plan_table, "_partitions", lambda table: tuple(reversed(lossy(table))))
+        monkeypatch.setattr(plan_table, "_partitions", lambda table, files: tuple(reversed(lossy(table, files))))
         with pytest.raises(PipelineError, match="read back as another plan"):
             plan_bytes(base)
 

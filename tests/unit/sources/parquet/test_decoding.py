@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources import SourceBatch, discover, read_batches, selected_fragments
+from pipeline.sources import SourceBatch, decoded_bytes, discover, read_batches, selected_fragments
+from pipeline.sources.decoded_bytes import DecodedBytes
 from pipeline.sources.parquet import decoding
-from pipeline.sources.parquet.decoding import DecodedBytes, DecodingSize, decode_limited
+from pipeline.sources.parquet.decoding import DecodingSize, decode_limited
 from pipeline.spec.parts import Source
 from pipeline.testing.examples import choose
 
@@ -65,7 +66,7 @@ def test_types_whose_values_all_take_the_same_bytes(kind: pa.DataType, is_fixed:
 
 def test_columns_of_fixed_width_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their bytes are planned exactly, and copies for joining small pieces would cost time."""
-    monkeypatch.setattr(decoding, "_column_bytes", lambda column: pytest.fail("measured"))
+    monkeypatch.setattr(decoded_bytes, "_column_bytes", lambda column: pytest.fail("measured"))
     pq.write_table(pa.table({"x": np.arange(10_000.0)}), tmp_path / "a.parquet")
     assert [batch.table.num_rows for batch in read(tmp_path, rows=6000, most_bytes=1)] == [6000, 4000]
 

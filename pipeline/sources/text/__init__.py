@@ -1,0 +1,1 @@
+"""Sources of lines of text: CSV and JSON Lines, planned and read by byte ranges."""
