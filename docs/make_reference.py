@@ -31,6 +31,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "run": '{date: "2026-01-01"}',
         "report": "{show_values: true}",
         "gate": "{psi: 0.2}",
+        "budget": "{cost: 25}",
         "fan_out": "{by: country}",
         "hooks": "[{when: [failure], command: [notify-send, it failed]}]",
         "triggers": '[{cron: "30 2 * * *", time_zone: Europe/Berlin}]',
@@ -73,6 +74,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "min": "0",
         "max": "1",
     },
+    "Budget": {"cost": "25", "node_hours": "40"},
     "ReportOptions": {"distributions": "false", "show_values": "true"},
     "Trigger": {
         "name": "nightly",

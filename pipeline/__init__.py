@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.api.tracebacks import traceback
     from pipeline.errors import (
         BadPrediction,
+        BudgetExhausted,
         Cancelled,
         ChildrenFailed,
         ConflictError,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from pipeline.report.verify import Verification
     from pipeline.service.handle import JobHandle
     from pipeline.settings import Settings
+    from pipeline.spec.budget import Budget
     from pipeline.spec.endpoint import Endpoint, Message, Prices
     from pipeline.spec.gate import Gate
     from pipeline.spec.job_spec import JobSpec
@@ -106,6 +108,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrivalTrigger",
     "BadPrediction",
+    "Budget",
+    "BudgetExhausted",
     "Callback",
     "Cancelled",
     "CheckpointStep",
@@ -213,6 +217,7 @@ _HOMES = {
     "pipeline.report.verify": "Verification",
     "pipeline.service.handle": "JobHandle",
     "pipeline.settings": "Settings",
+    "pipeline.spec.budget": "Budget",
     "pipeline.spec.endpoint": "Endpoint Message Prices",
     "pipeline.spec.gate": "Gate",
     "pipeline.spec.job_spec": "JobSpec",

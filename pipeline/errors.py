@@ -46,6 +46,7 @@ The tree is grouped by what a handler does next; the number is the exit code::
     │   ├── DriverLost                75
     │   ├── EndpointUnavailable       75
     │   └── DeviceLost                75
+    ├── BudgetExhausted                9   raise the budget, then resume
     ├── Cancelled                      8   a user cancelled the job; resume if that was a mistake
     └── Interrupted              128 + n   a signal stopped the driver: resume
 
@@ -330,6 +331,12 @@ class EndpointUnavailable(InfrastructureError):
 
 class DeviceLost(InfrastructureError):
     """The GPU of a worker failed while the worker used it. The partition is retried elsewhere."""
+
+
+class BudgetExhausted(PipelineError):
+    """The job has spent its budget; nothing was published, and everything is kept."""
+
+    exit_code = 9
 
 
 class Cancelled(PipelineError):

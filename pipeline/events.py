@@ -104,6 +104,8 @@ class RunningPartition:
     """Seconds since the attempt started."""
     quiet_seconds: float
     """Seconds since the driver last heard of a finished batch, or since the start."""
+    cost: float = 0.0
+    """Cost of the answers of services in its finished batches."""
 
 
 @dataclass(frozen=True)

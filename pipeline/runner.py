@@ -25,6 +25,7 @@ from pipeline.driver.retry import RetryRequest, open_retry
 from pipeline.errors import InputError, JobLocked, SpecError
 from pipeline.events import Callback
 from pipeline.execution.clusters import cluster_of, settings_of
+from pipeline.jobs.budget import set_budget
 from pipeline.jobs.cancellation import on_signals, watch_for_cancel
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import Lease
@@ -40,6 +41,7 @@ from pipeline.report.report import Report
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import check_conditional_writes
+from pipeline.spec.budget import Budget
 from pipeline.spec.job_spec import JobSpec
 from pipeline.storage.urls import own_storage_options
 
@@ -75,14 +77,23 @@ def run(
 
 
 @own_storage_options()
-def resume(job: str, *, settings: Settings | None = None, callbacks: Sequence[Callback] = ()) -> Report:
+def resume(
+    job: str,
+    *,
+    budget: Budget | None = None,
+    settings: Settings | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Report:
     """Resume an unfinished job. Completed partitions are not scored again. For a finished job, return its report.
 
     :param job: Id, unique prefix of an id, ``@last``, or the path of a job directory.
+    :param budget: limits of all runs of the job from now on. Default: those that it has.
     """
     settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
+    if budget is not None:
+        set_budget(directory, budget)
     return run_job(directory, settings=settings, callbacks=callbacks)
 
 
@@ -92,6 +103,7 @@ def retry(
     *,
     model: str | None = None,
     overrides: Sequence[str] = (),
+    budget: Budget | None = None,
     settings: Settings | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Report:
@@ -100,11 +112,14 @@ def retry(
     :param job: Id, unique prefix of an id, ``@last``, or the path of a job directory.
     :param model: Model reference or file to score with. Default: the model used last.
     :param overrides: Such as ``steps.0.map=features:fixed``. Steps, contract and errors may be changed.
+    :param budget: limits of all runs of the job from now on. Default: those that it has.
     :raises PipelineError: when it failed; ``retry`` or `resume` continues it.
     """
     settings = settings or Settings.load()
     directory = find_job(settings.directory, job)
     directory.fsync = settings.fsync
+    if budget is not None:
+        set_budget(directory, budget)
     request = RetryRequest(model, tuple(overrides))
     cluster_settings = settings_of(directory.plan.spec, settings=settings)
     _refuse_stage(directory)

@@ -29,6 +29,7 @@ from pipeline.scoring.steps import prepended_sys_path
 from pipeline.service.handle import JobHandle
 from pipeline.service.submit import submit
 from pipeline.settings import Settings
+from pipeline.spec.budget import Budget
 from pipeline.spec.fields import OnAliasChange, StepChange
 from pipeline.spec.gate import Gate
 from pipeline.spec.job_spec import JobSpec
@@ -109,6 +110,8 @@ class Job:
         Content of the report.
     gate : Gate or dict, optional
         Conditions on the output that must hold before it is published.
+    budget : Budget or dict, optional
+        Most money or node-hours that all runs of the job together may spend.
     triggers : sequence of Trigger or dict, optional
         Schedules, used by a server.
     hooks : sequence of Hook or dict, optional
@@ -160,6 +163,7 @@ class Job:
         run: RunOptions | Fields | None = None,
         report: ReportOptions | Fields | None = None,
         gate: Gate | Fields | None = None,
+        budget: Budget | Fields | None = None,
         triggers: Sequence[Trigger | Fields] = (),
         hooks: Sequence[Hook | Fields] = (),
         fan_out: FanOut | Fields | None = None,

@@ -18,6 +18,7 @@ from pipeline.api.tracebacks import interruptible
 from pipeline.common.travel import entrypoint_of
 from pipeline.common.units import utc_now
 from pipeline.events import Callback
+from pipeline.jobs.budget import parse_budget
 from pipeline.jobs.listing import find_job
 from pipeline.jobs.listing import list_jobs as list_summaries
 from pipeline.jobs.status import Status
@@ -28,6 +29,7 @@ from pipeline.report.verify import Verification
 from pipeline.report.verify import verify as verify_job
 from pipeline.service.handle import JobHandle
 from pipeline.settings import Settings
+from pipeline.spec.budget import Budget
 
 
 def list_jobs(
@@ -84,6 +86,7 @@ def list_jobs(
 def resume(
     job: str,
     *,
+    budget: Budget | Mapping[str, float] | None = None,
     client: AnyCluster | None = None,
     settings: Settings | None = None,
     callbacks: Sequence[Callback] | None = None,
@@ -94,6 +97,8 @@ def resume(
     ----------
     job : str
         Id, unique prefix of an id, ``"@last"``, or the path of a job directory.
+    budget : Budget or dict, optional
+        Limits of all runs of the job from now on, such as ``{"cost": 50}``. Default: those that it has.
     client : distributed.Client or cluster, optional
         Your own client, to run on instead of the job's cluster.
     settings : Settings, optional
@@ -120,7 +125,8 @@ def resume(
     """
     settings = on_client(settings or Settings.load(), client)
     with interruptible("the job ran"), show_observers(callbacks) as observers:
-        return runner.resume(job, settings=settings, callbacks=observers)
+        limits = budget if budget is None or isinstance(budget, Budget) else parse_budget(budget)
+        return runner.resume(job, budget=limits, settings=settings, callbacks=observers)
 
 
 def retry(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.events import Callback
     from pipeline.report.report import Report
     from pipeline.settings import Settings
+    from pipeline.spec.budget import Budget
     from pipeline.spec.load import LoadedSpec
 
 WARNED = 3
@@ -44,6 +45,12 @@ MAX_DEMO_ROWS = 50_000_000
 """Rows of the largest table of ``demo``: about 10 GiB of memory."""
 Flags = Mapping[str, str | int | None]
 
+budget_option = click.option(
+    "--budget",
+    multiple=True,
+    metavar="LIMIT=AMOUNT",
+    help="New limit of all runs of the job: cost=50 or node_hours=40.",
+)
 strict_option = click.option("--strict", is_flag=True, help="Exit with 3 when the job succeeded with warnings.")
 
 
@@ -81,18 +88,28 @@ def run(
 @click.command(short_help="Resume an unfinished job.")
 @click.argument("job", default="@last")
 @click.option("--detach", is_flag=True, help="Run in the background, like submit; print the id.")
+@budget_option
 @strict_option
 @cluster_options
 @directory_option
 @output_options
-def resume(job: str, detach: bool, strict: bool, **flags: str | int | None) -> None:
+def resume(job: str, detach: bool, strict: bool, budget: tuple[str, ...], **flags: str | int | None) -> None:
     """Resume an unfinished job, given by its id, a prefix of it, @last, or its directory.
 
     Completed partitions are not scored again."""
     if detach:
-        _detach(job, flags=flags)
+        _detach(job, flags=flags, budget=_budget(budget))
         return
-    _resume(job, strict=strict, flags=flags)
+    _resume(job, strict=strict, flags=flags, budget=_budget(budget))
+
+
+def _budget(texts: tuple[str, ...]) -> Budget | None:
+    """Return the limits of ``--budget``; None without any."""
+    if not texts:
+        return None
+    from pipeline.jobs.budget import parse_budget
+
+    return parse_budget({name.strip(): value.strip() for name, _, value in (text.partition("=") for text in texts)})
 
 
 @click.command(short_help="Publish what a gate held back.")
@@ -111,37 +128,52 @@ def publish(job: str, accept: str, **flags: str | int | None) -> None:
     _resume(job, strict=False, flags=flags)
 
 
-def _detach(job: str, *, flags: Flags) -> None:
+def _detach(job: str, *, flags: Flags, budget: Budget | None = None) -> None:
     from pipeline.cli.submit import tell_submitted
     from pipeline.jobs.listing import find_job
     from pipeline.service.submit import submit_again
 
     settings = settings_for(None, **flags)
-    result = submit_again(find_job(settings.directory, job.rstrip("/") or job), settings=settings)
+    directory = find_job(settings.directory, job.rstrip("/") or job)
+    if budget is not None:
+        from pipeline.jobs.budget import set_budget
+
+        set_budget(directory, budget)
+    result = submit_again(directory, settings=settings)
     tell_submitted(result)
 
 
 @click.command(short_help="Retry rejected rows and unfinished partitions.")
 @click.argument("job", default="@last")
 @click.option("--model", metavar="MODEL", help="Score with this model reference or file instead.")
+@budget_option
 @strict_option
 @retry_set_option
 @cluster_options
 @directory_option
 @output_options
-def retry(job: str, model: str | None, strict: bool, overrides: tuple[str, ...], **flags: str | int | None) -> None:
+def retry(
+    job: str,
+    model: str | None,
+    strict: bool,
+    *,
+    overrides: tuple[str, ...],
+    budget: tuple[str, ...],
+    **flags: str | int | None,
+) -> None:
     """Retry rejected rows, unfinished partitions, and quarantined files that were fixed.
 
     Uses the last model and spec of the job; --model and --set change the model, steps, contract and errors. The output
     is repaired in one commit; until then, and if the retry fails, it stays unchanged.
     """
-    settings = settings_for(None, **flags)
+    settings, limits = settings_for(None, **flags), _budget(budget)
 
     def go(callbacks: Sequence[Callback]) -> Report:
         from pipeline import runner
 
         name = job.rstrip("/") or job
-        return runner.retry(name, model=model, overrides=overrides, settings=settings, callbacks=callbacks)
+        options = {"overrides": overrides, "budget": limits, "settings": settings}
+        return runner.retry(name, model=model, callbacks=callbacks, **options)  # type: ignore[arg-type]
 
     _finish(go, settings=settings, strict=strict)
 
@@ -237,14 +269,14 @@ def _names_cluster(spec_text: str, overrides: Sequence[str], flags: Flags) -> bo
     return named != "local" or any(line.startswith("cluster") for line in (*spec_text.splitlines(), *overrides))
 
 
-def _resume(job: str, *, strict: bool, flags: Flags) -> None:
+def _resume(job: str, *, strict: bool, flags: Flags, budget: Budget | None = None) -> None:
     settings = settings_for(None, **flags)
 
     def go(callbacks: Sequence[Callback]) -> Report:
         with frozen_imports():
             from pipeline import runner
 
-        return runner.resume(job.rstrip("/") or job, settings=settings, callbacks=callbacks)
+        return runner.resume(job.rstrip("/") or job, budget=budget, settings=settings, callbacks=callbacks)
 
     _finish(go, settings=settings, strict=strict)
 

@@ -130,6 +130,10 @@ errors:
 # Publish only what is like the output of the job before: here by the population stability index, and by its rows.
 # gate: {psi: 0.2, rows: {min: 0.5, max: 2}}
 
+# End the job, and keep everything, when all its runs together have spent so much: money for services by the prices of
+# their endpoints, hours of the machines with workers (see docs/budgets.md).
+# budget: {cost: 25, node_hours: 40}
+
 # When the model's alias moves before the job has ended: pin (go on with the version it began with, and say so), fail,
 # or restart (score every row again with the new version).
 # on_alias_change: pin

@@ -66,6 +66,8 @@ def _metrics(jobs: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
     memory = Metric("pipeline_job_peak_memory_bytes", "gauge", "Peak resident memory of a worker process.")
     backoffs = Metric("pipeline_job_memory_backoffs_total", "counter", "Partitions whose batches memory made smaller.")
     workers = Metric("pipeline_job_worker_seconds_total", "counter", "Seconds of a worker by phase.")
+    spent = Metric("pipeline_job_budget_spent", "gauge", "Spent of a budget: money for services, or node-hours.")
+    limit = Metric("pipeline_job_budget_limit", "gauge", "Limit of a budget.")
     seconds = Metric("pipeline_job_partition_seconds", "histogram", "Wall time of completed partitions.")
     counters = {name: Metric(f"pipeline_job_{name}_total", "counter", text) for name, text in _COUNTERS.items()}
     for job in jobs:
@@ -84,6 +86,9 @@ def _metrics(jobs: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
             reasons.add(count, **of, reason=reason)
         memory.add(job["peak_memory"] or None, **of)
         backoffs.add(job["batch"]["backoffs"], **of)
+        for kind, amounts in job.get("budget", {}).items():
+            spent.add(amounts["spent"], **of, kind=kind)
+            limit.add(amounts["limit"], **of, kind=kind)
         for worker in job["workers"]:
             for phase in PHASES:
                 workers.add(worker[phase], **of, worker=worker["worker"], phase=phase)
@@ -91,7 +96,7 @@ def _metrics(jobs: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
             counter.add(job[name], **of)
         _add_histogram(seconds, job["seconds"], of)
     yield from (status, updated, rows, planned, done, rate, left, partitions, reasons, memory, backoffs)
-    yield from (*counters.values(), workers, seconds)
+    yield from (*counters.values(), spent, limit, workers, seconds)
 
 
 _KINDS = {"in": "input", "out": "output"}

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pipeline.driver.alias_change import AliasMonitor
+from pipeline.driver.budget import BudgetMonitor
 from pipeline.driver.job_run import JobRun, ParentContext, RunChild
 from pipeline.driver.outcome import Outcome, outcome
 from pipeline.driver.round_progress import RoundProgress
@@ -47,6 +49,11 @@ class ChainDriver(JobRun):
     parent: ParentContext
     run_child: RunChild
     _cluster: SharedCluster | None = field(default=None, init=False)
+
+    @cached_property
+    def budget(self) -> BudgetMonitor:
+        """Spending of the whole job."""
+        return self.parent.budget or BudgetMonitor.open(self.job, epoch=self.lease.epoch, stop=self.stop)
 
     @property
     def stop(self) -> Stop:
@@ -96,6 +103,7 @@ class ChainDriver(JobRun):
         if directory is not None and (done := sealed_stage(directory, before)) is not None:
             return done
         # Until here nothing of the stage ran, so a stop has nothing to wait for.
+        self.budget.check()
         if self.stop.is_requested:
             raise self.stop.error(self.job.id, left=len(directory.ledger().todo) if directory else 1)
         if directory is None:
@@ -111,7 +119,9 @@ class ChainDriver(JobRun):
         if self.job.status() is not Status.RUNNING:
             self.set_status(Status.RUNNING, reason=f"stage {name}")
         self.job.events.append("stage", stage=name, partitions=directory.record.partitions, rows=directory.record.rows)
-        context = replace(self.parent, cluster=self._cluster, publishes=False, seals=True, root=self.job.id)
+        context = replace(
+            self.parent, budget=self.budget, cluster=self._cluster, publishes=False, seals=True, root=self.job.id
+        )
         progress = RoundProgress(self.job, self.callbacks, epoch=self.lease.epoch)
         events = _StageEvents(self.job.id, name, self.callbacks, progress)
         self.run_child(directory, settings=self.settings, callbacks=(events,), parent=context)
@@ -128,6 +138,7 @@ class ChainDriver(JobRun):
         self.set_provisioning(cluster)
         cluster.preload(has_steps=bool(self.job.plan.spec.maps))
         client = stack.enter_context(open_cluster(cluster, directory=self.job.root))
+        stack.enter_context(self.budget.metering(client))
         self.record_cluster(client)
         self._cluster = SharedCluster(client, timeout=self.settings.scheduler_timeout, is_exclusive=True)
 

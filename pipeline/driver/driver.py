@@ -17,6 +17,7 @@ from pipeline.common.secrets import redact
 from pipeline.common.step_output import OutputLine
 from pipeline.devices.memory import DEVICE_MEMORY
 from pipeline.driver.alias_change import AliasMonitor
+from pipeline.driver.budget import BudgetMonitor
 from pipeline.driver.job_run import JobRun, ParentContext
 from pipeline.driver.live_job import LiveJob
 from pipeline.driver.outcome import Outcome, outcome
@@ -100,6 +101,11 @@ class Driver(JobRun):
     def has_service(self) -> bool:
         """True if a service scores rows."""
         return any(model.endpoint for model in self.job.plan.models)
+
+    @cached_property
+    def budget(self) -> BudgetMonitor:
+        """Spending of the whole job."""
+        return self.parent.budget or BudgetMonitor.open(self.job, epoch=self.lease.epoch, stop=self.stop)
 
     @property
     def stop(self) -> Stop:
@@ -217,6 +223,8 @@ class Driver(JobRun):
         """Connect to the cluster and score ``pending``, until all are done or a stop is requested."""
         plan = self.ledger.last.plan
         cluster = None if self.parent.cluster else cluster_of(plan.spec, settings=self.settings)
+        self.budget.check()
+        self._check_stop()
         self.set_provisioning(cluster)
         # Nothing runs yet, so a stop has nothing to wait for.
         with stop_checks(self._check_stop), self._client(plan) as client:
@@ -256,6 +264,7 @@ class Driver(JobRun):
             with self.task_set.learned_batches(client):
                 for receipt in self._dispatcher(client).run(pending):
                     self.receipts.add(receipt)
+                    self.budget.add(self.job.root, receipt)
                     if self.lease.is_lost:
                         self.lease.check()
         except StepChanged as error:
@@ -270,6 +279,7 @@ class Driver(JobRun):
                 raise
             return self._pending()
         finally:
+            self.budget.ended(self.job.root)
             if self.live is not None:
                 self.live.finish()
         return ()
@@ -289,7 +299,7 @@ class Driver(JobRun):
                 yield client
             return
         cluster.preload(has_steps=has_steps)
-        with open_cluster(cluster, directory=self.job.root) as client:
+        with open_cluster(cluster, directory=self.job.root) as client, self.budget.metering(client):
             timeout = self.settings.scheduler_timeout
             for flavor in flavors:
                 reports = shake_hands(
@@ -368,8 +378,11 @@ class Driver(JobRun):
 
     def advanced(self, running: Sequence[RunningPartition], /) -> None:
         """Report progress inside partitions, and store it for other processes."""
+        self.budget.advanced(self.job.root, running)
         self.progress.advanced(running)
         if self.live is not None:
+            if self.budget.is_active:
+                self.live.spent(self.budget.use)
             self.live.send(running)
 
     def mitigation(self, mitigation: Mitigation, /) -> None:

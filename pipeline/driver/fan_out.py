@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from pipeline.driver.alias_change import find_outdated
+from pipeline.driver.budget import BudgetMonitor
 from pipeline.driver.job_run import JobRun, ParentContext, RunChild
 from pipeline.driver.outcome import has_output
 from pipeline.driver.round_progress import RoundProgress
@@ -73,6 +74,8 @@ class FanOutDriver(JobRun):
 
     run_child: RunChild
     stop: FanOutStop = field(default_factory=FanOutStop)
+    budget: BudgetMonitor | None = field(default=None, init=False)
+    """Spending of all children, while they run."""
 
     def drive(self) -> Report:
         """Run the children that are not ready, publish, and sum up.
@@ -81,8 +84,10 @@ class FanOutDriver(JobRun):
         """
         children = self.job.children()
         pending = [child for child in children if not is_ready(child)]
+        self.budget = BudgetMonitor.open(self.job, epoch=self.lease.epoch, stop=self.stop)
+        self.budget.check()
         while True:
-            failures = self._score_children(pending)
+            failures = {} if self.stop.is_requested else self._score_children(pending)
             remaining = [child for child in children if child.id in failures or not is_ready(child)]
             if self.stop.is_cancel or (self.stop.is_requested and remaining):
                 raise self.stop.error(self.job.id, left=sum(progress_of(child).left for child in remaining))
@@ -147,6 +152,8 @@ class FanOutDriver(JobRun):
                 cluster = cluster_of(self.job.plan.spec, settings=self.settings)
                 self.set_provisioning(cluster)
                 client = stack.enter_context(open_cluster(cluster, directory=self.job.root))
+                if self.budget is not None:
+                    stack.enter_context(self.budget.metering(client))
                 self.record_cluster(client)
                 shared = SharedCluster(client, timeout=self.settings.scheduler_timeout)
             self.set_status(Status.RUNNING)
@@ -212,6 +219,7 @@ class _ChildPool:
             publishes=self._publishes or child.record.publishes_itself,
             is_scored=self._publishes,
             siblings=self._width,
+            budget=driver.budget,
         )
         try:
             driver.run_child(child, settings=driver.settings, callbacks=(self._events,), parent=parent)

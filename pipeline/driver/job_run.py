@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.common.sketch import Sketches
+from pipeline.driver.budget import BudgetMonitor
 from pipeline.errors import PipelineError
 from pipeline.events import Callback, JobEnded, notify
 from pipeline.execution.clusters import ClusterAdapter, describe_start
@@ -71,6 +72,8 @@ class ParentContext:
     """True: publish. False: the job ends as SCORED."""
     is_scored: bool = False
     """True: the fan-out has checked that every row is scored, and with which model version. Only publish."""
+    budget: BudgetMonitor | None = None
+    """Spending of the whole job, which the driver of the fan-out, or of the job with stages, adds up."""
     siblings: int = 1
     """Children of the fan-out that run at the same time."""
     seals: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.events import AttemptOutcome, RunningPartition, StepMessage
 from pipeline.execution.dashboard_page import LivePage
 from pipeline.execution.protocols import AttemptResult
+from pipeline.jobs.budget import BudgetUse
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.status import Status
@@ -38,6 +39,11 @@ class LiveJob:
 
         self.page.guard(count)
         self.send(())
+
+    def spent(self, use: BudgetUse) -> None:
+        """Show what is spent of the budget."""
+        if self._figures is not None:
+            self._figures.budget = use
 
     def ended(self, result: AttemptResult) -> None:
         """Count the end of an attempt."""

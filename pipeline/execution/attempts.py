@@ -38,6 +38,8 @@ class Attempt:
     """Time of submission by the driver's clock."""
     rows_done: int = 0
     """Input rows of its finished batches, as far as its worker has told."""
+    cost: float = 0.0
+    """Cost of the answers of services in them."""
     advanced: float = 0.0
     """Time of the last news of that; 0: none yet."""
 
@@ -114,11 +116,12 @@ class InFlight:
         """Return the futures of attempts that have not started to execute."""
         return [future for future in self.attempts if str(future.key) not in self.tracker.executing]
 
-    def advance(self, key: str, rows_done: int) -> None:
+    def advance(self, key: str, rows_done: int, cost: float = 0.0) -> None:
         """Record the progress of a task, unless its attempt has ended."""
         if (future := self._futures.get(key)) is not None:
             attempt = self.attempts[future]
             attempt.rows_done, attempt.advanced = min(rows_done, attempt.partition.rows), self.clock()
+            attempt.cost = cost
 
     def running(self, *, now: float) -> tuple[RunningPartition, ...]:
         """Return the progress of the partitions that execute, the longest first; of several attempts, the fastest."""
@@ -130,7 +133,13 @@ class InFlight:
             partition = attempt.partition
             since = max(attempt.advanced, execution.since)
             found = RunningPartition(
-                partition.id, execution.worker, partition.rows, attempt.rows_done, now - execution.since, now - since
+                partition.id,
+                execution.worker,
+                partition.rows,
+                attempt.rows_done,
+                now - execution.since,
+                now - since,
+                attempt.cost,
             )
             known = fastest.get(partition.id)
             if known is None or found.rows_done > known.rows_done:
@@ -144,7 +153,7 @@ class InFlight:
             with span("pipeline", self.job) if self.job else nullcontext():
                 futures = self.client.compute([task for _, task in group], retries=0, **asked, **options)
             for (attempt, _), future in zip(group, futures, strict=True):
-                attempt.submitted, attempt.rows_done, attempt.advanced = self.clock(), 0, 0.0
+                attempt.submitted, attempt.rows_done, attempt.advanced, attempt.cost = self.clock(), 0, 0.0, 0.0
                 self.attempts[future] = attempt
                 self._futures[str(future.key)] = future
                 future.add_done_callback(self.put)

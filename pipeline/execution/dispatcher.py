@@ -51,7 +51,7 @@ from pipeline.execution.worker_events import (
     WorkerLeaving,
     WorkerLeft,
 )
-from pipeline.jobs.cancellation import Stop
+from pipeline.jobs.cancellation import Stop, StopReason
 from pipeline.jobs.receipts import Receipt
 from pipeline.plan.plan import Partition
 
@@ -61,6 +61,8 @@ TICK = 0.5
 HAND_ON_SECONDS = 8.0
 """Seconds in which running partitions may end after a request to stop; then they commit what is done. Batch systems
 kill a driver about 30 s after SIGTERM."""
+BUDGET_GRACE = 120.0
+"""Seconds in which running partitions may reach their next batch boundary once the budget is used up."""
 ADVANCED_SECONDS = 1.0
 """Shortest time between two notifications of progress inside partitions."""
 _SPLIT_REASONS = {
@@ -238,7 +240,7 @@ class Dispatcher:
             elif isinstance(item, (Started, MemoryRanOut, WorkerLeaving, WorkerLeft)):
                 self._on_cluster_event(item)
             elif isinstance(item, Advanced):
-                self._flight.advance(item.key, item.rows_done)
+                self._flight.advance(item.key, item.rows_done, item.cost)
             elif isinstance(item, ProgressAnswer):
                 self._mitigator.progress_answered(item)
             elif item in self._flight:
@@ -551,8 +553,10 @@ class Dispatcher:
         """
         for future in self._flight.not_started():
             self._cancel(future)
-        deadline = self.clock() + self.policy.grace
-        hand_on_at: float | None = self.clock() + min(HAND_ON_SECONDS, self.policy.grace / 3)
+        is_budget = self.stop.reason is StopReason.BUDGET
+        deadline = self.clock() + (max(self.policy.grace, BUDGET_GRACE) if is_budget else self.policy.grace)
+        wait = 0.0 if is_budget else min(HAND_ON_SECONDS, self.policy.grace / 3)
+        hand_on_at: float | None = self.clock() + wait
         while self._flight.attempts and not self.stop.now and self.clock() < deadline:
             if hand_on_at is not None and self.clock() >= hand_on_at:
                 hand_on_at = None

@@ -23,6 +23,7 @@ from distributed.utils import sync
 
 from pipeline.execution import step_messages
 from pipeline.execution.step_messages import StepMessage
+from pipeline.models.endpoints.calls import current_calls
 
 
 class LossCause(StrEnum):
@@ -86,6 +87,8 @@ class Advanced:
     key: str
     rows_done: int
     """Input rows of its finished batches."""
+    cost: float = 0.0
+    """Cost of the answers of services in them."""
 
 
 ClusterEvent = Started | MemoryRanOut | WorkerLeaving | WorkerLeft | StepMessage
@@ -253,6 +256,8 @@ STARTED_TOPIC = "pipeline-started"
 PROGRESS_TOPIC = "pipeline-progress"
 PROGRESS_SECONDS = 1.0
 """Shortest time between two reports of a task's progress; a task that takes less time sends none."""
+PAID_SECONDS = 0.1
+"""The same for a task whose rows cost money."""
 MEMORY_TOPIC = "worker-restart-memory"
 """Topic for the announcements of nannies before they kill their worker."""
 LEAVING_TOPIC = "pipeline-leaving"
@@ -295,11 +300,12 @@ def progress_reporter(clock: Callable[[], float] = time.monotonic) -> Callable[[
 
     def report(rows_done: int) -> None:
         nonlocal last
-        now = clock()
-        if now - last >= PROGRESS_SECONDS:
+        now, cost = clock(), current_calls().cost
+        if now - last >= (PAID_SECONDS if cost else PROGRESS_SECONDS):
             last = now
             with suppress(Exception):
-                worker.log_event(PROGRESS_TOPIC, {"key": key, "rows_done": rows_done})
+                paid = {"cost": cost} if cost else {}
+                worker.log_event(PROGRESS_TOPIC, {"key": key, "rows_done": rows_done, **paid})
 
     return report
 
@@ -342,7 +348,7 @@ class ClusterEventListener:
         self._put(Started(str(message["key"]), str(message["worker"]), int(message.get("threads", 0))))
 
     def _on_progress(self, event: tuple[float, Any]) -> None:
-        self._put(Advanced(str(event[1]["key"]), int(event[1]["rows_done"])))
+        self._put(Advanced(str(event[1]["key"]), int(event[1]["rows_done"]), float(event[1].get("cost", 0.0))))
 
     def _on_memory(self, event: tuple[float, Any]) -> None:
         self._put(MemoryRanOut(str(event[1]["worker"])))

@@ -26,7 +26,7 @@ from enum import StrEnum
 from types import FrameType
 
 from pipeline.common.units import plural
-from pipeline.errors import Cancelled, Interrupted, ModelChanged, PipelineError
+from pipeline.errors import BudgetExhausted, Cancelled, Interrupted, ModelChanged, PipelineError
 from pipeline.jobs import layout
 from pipeline.storage.store import Store
 
@@ -169,6 +169,8 @@ class StopReason(StrEnum):
 
     ALIAS_CHANGE = "alias_change"
     """The model reference resolves to another version now."""
+    BUDGET = "budget"
+    """The job has spent its budget."""
     SIGNAL = "signal"
     """A signal asked the process to end."""
     CANCEL = "cancel"
@@ -232,6 +234,13 @@ class Stop:
                 self.message or "the model reference means another version now",
                 found=partitions_left(left),
                 next_step=resume,
+            )
+        if self.reason is StopReason.BUDGET:
+            return BudgetExhausted(
+                f"the budget is used up; {partitions_left(left)}, and nothing was published",
+                found=self.message,
+                expected="a budget for all rows; it counts all runs of the job",
+                next_step=f"{resume} --budget cost=AMOUNT or node_hours=HOURS, a higher limit for all runs together",
             )
         number = self.signal_number or signal.SIGTERM
         return Interrupted(

@@ -42,6 +42,9 @@ PUBLICATIONS = "publications"
 COMMITS = "commits"
 """Holds the commits of a fan-out."""
 CERTIFICATES = "tls"
+BUDGET = "budget"
+"""Holds what the job may spend, and has spent."""
+BUDGET_LIMIT = f"{BUDGET}/limit.json"
 CLUSTER = "cluster"
 """Holds the batch jobs of each driver."""
 CODE = "code"
@@ -75,6 +78,14 @@ def publications_folder(sink: str) -> str:
 def publication_path(sink: str, number: int) -> str:
     """Path of the record that the manifest with that number is published to a sink."""
     return f"{publications_folder(sink)}/{number}.json"
+
+
+def spending_path(epoch: str) -> str:
+    """Path of what a driver has spent.
+
+    :param epoch: its epoch, or a name of its own.
+    """
+    return f"{BUDGET}/spent-{epoch}.json"
 
 
 def numbers_of(names: Iterable[str], *, suffix: str = ".json") -> list[int]:

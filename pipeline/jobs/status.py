@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pipeline.errors import Cancelled, Interrupted, StateCorrupt
+from pipeline.errors import BudgetExhausted, Cancelled, Interrupted, StateCorrupt
 
 
 class Status(StrEnum):
@@ -30,6 +30,8 @@ class Status(StrEnum):
     """Cancelled by a user; a resume is still possible."""
     INTERRUPTED = "INTERRUPTED"
     """Stopped by a signal; the driver shut down cleanly. A resume continues."""
+    INCOMPLETE = "INCOMPLETE"
+    """Stopped because the budget is used up. A resume with a larger budget continues."""
 
     @property
     def is_success(self) -> bool:
@@ -48,7 +50,7 @@ class Status(StrEnum):
 
 
 _ACTIVE = frozenset({Status.PROVISIONING, Status.RUNNING, Status.PUBLISHING})
-_ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
+_ENDS = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.INCOMPLETE})
 _GOES_ON = _ACTIVE | _ENDS | {Status.SCORED}
 
 # A killed driver leaves its status behind. The next driver starts over at PROVISIONING, or at PUBLISHING if the
@@ -66,6 +68,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.FAILED: _GOES_ON | {Status.QUEUED},
     Status.CANCELLED: _GOES_ON | {Status.QUEUED},
     Status.INTERRUPTED: _GOES_ON | {Status.QUEUED},
+    Status.INCOMPLETE: _GOES_ON | {Status.QUEUED},
     Status.SUCCEEDED: frozenset(),
     Status.SUCCEEDED_WITH_WARNINGS: _GOES_ON,
 }
@@ -92,4 +95,6 @@ def status_after(error: BaseException) -> Status:
     """Return the status of a job whose run raised ``error``."""
     if isinstance(error, Cancelled):
         return Status.CANCELLED
+    if isinstance(error, BudgetExhausted):
+        return Status.INCOMPLETE
     return Status.INTERRUPTED if isinstance(error, (Interrupted, KeyboardInterrupt)) else Status.FAILED

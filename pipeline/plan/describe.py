@@ -14,7 +14,7 @@ from pipeline.common.rows import InputFile, QuarantinedFile
 from pipeline.common.step_code import StepCode, code_difference, digests_of
 from pipeline.common.text import label_line, labelled, listed, shortened
 from pipeline.common.travel import describe, is_packed
-from pipeline.common.units import format_bytes, format_count, plural
+from pipeline.common.units import format_bytes, format_cost, format_count, plural
 from pipeline.models.cache import LOADED_FACTOR
 from pipeline.models.device_options import DeviceOptions
 from pipeline.models.engines import EngineOptions, engine_options
@@ -24,9 +24,9 @@ from pipeline.plan.plan import Limits, Plan
 from pipeline.plan.recipe import KeyedRecipe, ScoreRecipe, StepRecipe
 from pipeline.plan.stages import PlannedStage
 from pipeline.sources.versions import content_version
-from pipeline.spec.endpoint import Endpoint
+from pipeline.spec.endpoint import PLACE, Endpoint
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
-from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, ScoreStep, SelectStep
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 
@@ -163,6 +163,23 @@ class PlanSummary:
         """Return the text that ``python -m pipeline plan`` prints."""
         return plan_text(self)
 
+    @property
+    def cost(self) -> tuple[float, float] | None:
+        """The least and the most that services will probably cost; None without prices."""
+        first = self.plan.children[0].planned if self.plan.children else self.plan
+        return estimated_cost(first, rows=self.rows - self.pruned_rows, nbytes=self.bytes)
+
+    @property
+    def budget_text(self) -> str:
+        """Estimated cost, and the limits of the budget; empty without either."""
+        cost, budget = self.cost, self.plan.spec.budget
+        parts = [f"cost {format_cost(cost[0])} to {format_cost(cost[1])}, roughly"] if cost else []
+        if budget is not None and budget.cost is not None:
+            parts = [f"{parts[0] if parts else 'cost unknown'}, of {format_cost(budget.cost)}"]
+        if budget is not None and budget.node_hours is not None:
+            parts.append(f"{format_cost(budget.node_hours)} node-hours (plan --probe estimates the time)")
+        return "; ".join(parts)
+
     def __str__(self) -> str:
         return self.text()
 
@@ -176,6 +193,7 @@ class PlanSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for ``--json``."""
+        cost = self.cost
         sink, engines = self.plan.spec.sink, [_engine_record(engine) for engine in self.engines]
         models = [_model_record(score) for score in self.plan.scores]
         return {
@@ -208,6 +226,8 @@ class PlanSummary:
             "engine": engines[0] if engines else None,
             **({"engines": engines} if len(engines) > 1 else {}),
             "device": _device_record(self.device),
+            **({"cost": {"low": cost[0], "high": cost[1]}} if cost else {}),
+            **({"budget": self.plan.spec.budget.model_dump()} if self.plan.spec.budget else {}),
             "warnings": list(self.warnings),
         }
 
@@ -311,6 +331,7 @@ def _fields(summary: PlanSummary) -> dict[str, str]:
         "code": "; ".join(map(code_text, summary.code)),
         "promise": "; ".join(dict.fromkeys(filter(None, map(promise_text, plan.models)))),
         "service": "; ".join(dict.fromkeys(_service_text(model.endpoint) for model in plan.models if model.endpoint)),
+        "budget": summary.budget_text,
         "rounds": "; ".join(dict.fromkeys(filter(None, map(rounds_text, plan.models)))),
         "engine": "; ".join(dict.fromkeys(map(_engine, summary.engines))),
         "device": summary.device.text() if summary.device else "",
@@ -336,6 +357,36 @@ def _service_text(text: str) -> str:
     known = [f"{limit:,.0f} {name}" for limit, name in limits if limit is not None]
     parts += [f"{', '.join(known)} in all, divided among the workers"] if known else []
     return ", ".join(parts)
+
+
+_ANSWER_TOKENS = 256
+"""Tokens of an answer without ``max_tokens``, for the upper end of an estimate."""
+
+
+def estimated_cost(plan: Plan, *, rows: int, nbytes: int) -> tuple[float, float] | None:
+    """Return the least and the most that services will probably cost; None where no prices are known.
+
+    Prompts have the template, and at most the values that are read; four characters are a token.
+
+    :param rows: rows to score.
+    :param nbytes: uncompressed bytes that are read for them.
+    """
+    low = high = 0.0
+    is_known = False
+    for step in plan.spec.steps:
+        endpoint = step.score.endpoint if isinstance(step, ScoreStep) else None
+        if endpoint is None or endpoint.prices is None:
+            continue
+        is_known = True
+        template = rows * sum(len(PLACE.sub("", text)) for text in endpoint.templates) / 4
+        # Values that repeat are stored once, and text may take more characters than bytes.
+        most_in = template + 3 * nbytes / 4
+        most_out = rows * (endpoint.max_tokens or _ANSWER_TOKENS) if endpoint.is_chat else 0
+        low += (template * endpoint.prices.input + (rows if endpoint.is_chat else 0) * endpoint.prices.output) / 1e6
+        high += (most_in * endpoint.prices.input + most_out * endpoint.prices.output) / 1e6
+    some_filtered = any(isinstance(step, FilterStep) for step in plan.spec.steps) or plan.spec.source.filter is not None
+    some_left = any(score.where is not None for score in plan.spec.scores)
+    return (0.0 if some_filtered or some_left else low, high) if is_known else None
 
 
 def _stage_record(stage: PlannedStage) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline.common.step_code import digests_of
 from pipeline.common.units import format_count, plural, utc_now
 from pipeline.errors import PipelineError, StepFailed, TooManyRejects
 from pipeline.events import AttemptOutcome, MitigationAction, SplitReason
+from pipeline.jobs.budget import read_budget
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import has_ended, read_lease
 from pipeline.jobs.ledger import Ledger
@@ -209,6 +210,7 @@ def _common(
         "output": job.resolve(plan.spec.sink.place),
         "directory": job.root,
         "published": _published(job, events),
+        "budget": read_budget(job),
         "error": JobError.from_error(error) if error else last_error(events, status),
     }
 

@@ -36,6 +36,7 @@ EVENTS = {
     Status.FAILED: "failure",
     Status.CANCELLED: "cancelled",
     Status.INTERRUPTED: "interrupted",
+    Status.INCOMPLETE: "failure",
 }
 """The event for each final status. A child that waits for its parent has not ended."""
 

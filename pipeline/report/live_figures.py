@@ -22,6 +22,7 @@ from pipeline.common.units import iso_time, utc_now
 from pipeline.events import AttemptOutcome, MitigationAction, RunningPartition, StepMessage
 from pipeline.execution.failures import is_worker_loss
 from pipeline.execution.stragglers import StragglerPolicy
+from pipeline.jobs.budget import BudgetUse, read_budget
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger
 from pipeline.jobs.progress_file import read_progress
@@ -85,6 +86,8 @@ class LiveFigures:
     durations: list[float] = field(default_factory=list)
     messages: dict[tuple[str, str, str], MessageCount] = field(default_factory=dict)
     """Prints and warnings of steps in completed partitions, by place; 0 times: of a partition that runs."""
+    budget: BudgetUse | None = None
+    """Limits of the whole job, and what is spent."""
 
     @staticmethod
     def of(job: JobDirectory, ledger: Ledger, events: Sequence[Mapping[str, Any]] = ()) -> LiveFigures:
@@ -209,6 +212,7 @@ class LiveFigures:
                     "splits": self.splits,
                     "backups": self.backups,
                     "lost_workers": self.lost_workers,
+                    **({"budget": self.budget.to_dict()} if self.budget else {}),
                 }
             ),
         }
@@ -266,7 +270,7 @@ def stored_figures(job: JobDirectory) -> dict[str, Any]:
     events = job.events.read()
     of_part = events if part is job else part.events.read()
     figures = LiveFigures.of(part, part.ledger(), of_part)
-    figures.job = job.id
+    figures.job, figures.budget = job.id, read_budget(job)
     starts = [event for event in of_part if event["event"] == "round_started"]
     statuses = [event for event in events if event["event"] == "status"]
     if starts:

@@ -13,6 +13,7 @@ from pipeline.common.secrets import MASK, redact_values
 from pipeline.common.text import label_line, labelled, next_lines, shortened, table_text
 from pipeline.common.units import format_cost, format_count, format_seconds, plural
 from pipeline.errors import SpecError
+from pipeline.jobs.budget import BudgetUse
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import RoundSummary
 from pipeline.jobs.status import Status
@@ -59,6 +60,7 @@ _OPTIONAL = (
     "running",
     "stages",
     "gate",
+    "budget",
 )
 """Fields that are left out of JSON while they are empty."""
 SHOWN_REASONS = 4
@@ -165,6 +167,9 @@ class Report:
     gate: GateResult | None = None
     """Result of the publish gate. Without one, left out of JSON."""
 
+    budget: BudgetUse | None = None
+    """Limits of the whole job, and what is spent of them. Without any, left out of JSON."""
+
     culprit: str = ""
     """Partition that failed the job, with its input rows. Empty without one, and left out of JSON."""
     running: RunningFigures | None = None
@@ -202,6 +207,7 @@ class Report:
             **({"devices": [asdict(device) for device in self.devices]} if self.devices else {}),
             **({"shadows": [asdict(shadow) for shadow in self.shadows]} if self.shadows else {}),
             **({"gate": self.gate.to_dict()} if self.gate else {}),
+            **({"budget": self.budget.to_dict()} if self.budget else {}),
             **({"distributions": [asdict(one) for one in self.distributions]} if self.distributions else {}),
             **({"stages": [stage.to_dict() for stage in self.stages]} if self.stages else {}),
             "rows_per_second": round(self.rows_per_second, 1),
@@ -241,6 +247,7 @@ class Report:
                 "running": RunningFigures(**record["running"]) if record.get("running") else None,
                 "shadows": tuple(map(ShadowUse.from_dict, record.get("shadows", ()))),
                 "gate": GateResult.from_dict(record["gate"]) if record.get("gate") else None,
+                "budget": BudgetUse.from_dict(record["budget"]) if record.get("budget") else None,
                 "distributions": tuple(map(Distribution.from_dict, record.get("distributions", ()))),
                 "stages": tuple(map(StageReport.from_dict, record.get("stages", ()))),
             }
@@ -306,7 +313,7 @@ class Report:
 
         return rejects_frame(self._open())
 
-    def verify(self, *, sample: int = 1000, seed: int | None = None) -> Verification:
+    def verify(self, *, sample: int = 1000, seed: int | None = None, call_services: bool = False) -> Verification:
         """Prove from the receipts and the data that every row was scored once. This report is not used.
 
         Parameters
@@ -315,6 +322,8 @@ class Report:
             Input rows to score again and compare bit by bit.
         seed : int, optional
             Seed of the sample. Default: another sample each time.
+        call_services : bool, default False
+            Score the sample again also where a service scores, which costs.
 
         See Also
         --------
@@ -322,7 +331,7 @@ class Report:
         """
         from pipeline.report.verify import verify
 
-        return verify(self._open(), sample=sample, seed=seed)
+        return verify(self._open(), sample=sample, seed=seed, call_services=call_services)
 
     def _open(self) -> JobDirectory:
         if MASK in self.directory:
@@ -396,6 +405,7 @@ def _fields(report: Report) -> dict[str, str]:
         "rounds": report.model.rounds,
         "engine": _engine(report.engines) if report.engines else "",
         "service": service_text(report.engines.use.usage) if report.engines else "",
+        "budget": report.budget.text() if report.budget else "",
         "shadow": "; ".join(shadow.text() for shadow in report.shadows),
         "scores": "; ".join(one.text() for one in report.distributions if one.is_score),
         "gate": report.gate.text() if report.gate else "",

@@ -206,7 +206,7 @@ def _event_text(event: Mapping[str, Any]) -> tuple[str, str]:
     kind = event["event"]
     if kind == "status":
         reason = f": {event['reason']}" if event.get("reason") else ""
-        level = {"FAILED": "ERROR", "INTERRUPTED": "WARNING", "CANCELLED": "WARNING"}.get(
+        level = {"FAILED": "ERROR", "INCOMPLETE": "WARNING", "INTERRUPTED": "WARNING", "CANCELLED": "WARNING"}.get(
             str(event.get("after")), "INFO"
         )
         return level, f"{event.get('after')}{reason}"

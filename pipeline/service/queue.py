@@ -322,7 +322,7 @@ def next_need(view: JobView, restart_policy: RestartPolicy) -> Need:
     """Decide what the job needs now. Pure."""
     if view.is_driven:
         return Need.TIME
-    if view.status.is_success or view.status is Status.CANCELLED:
+    if view.status.is_success or view.status in (Status.CANCELLED, Status.INCOMPLETE):
         return Need.NOTHING
     if view.status is Status.FAILED and view.exit_code != InfrastructureError.exit_code:
         return Need.NOTHING
@@ -416,7 +416,7 @@ def exit_code(job: JobDirectory, status: Status) -> int:
     code = error.get("exit_code") if isinstance(error, dict) else None
     if isinstance(code, int):
         return code
-    return {Status.CANCELLED: 8, Status.INTERRUPTED: 130}.get(status, 1)
+    return {Status.CANCELLED: 8, Status.INCOMPLETE: 9, Status.INTERRUPTED: 130}.get(status, 1)
 
 
 def _is_starting(start: Start, sight: LeaseSnapshot, *, age: float) -> bool:

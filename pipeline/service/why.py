@@ -15,6 +15,7 @@ from urllib.request import urlopen
 from pipeline.common.text import label_line, next_lines, shortened
 from pipeline.common.units import format_seconds, plural, utc_now
 from pipeline.errors import PipelineError
+from pipeline.jobs.budget import read_budget
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LeaseSnapshot, has_ended, read_lease
 from pipeline.jobs.progress_file import read_progress
@@ -188,6 +189,9 @@ def _running(job: JobDirectory, events: Sequence[Mapping[str, Any]], lease: Leas
                 f"partition {part.partition} on {part.worker}: {part.rows_done:,} of {part.rows:,} rows "
                 f"in {format_seconds(part.seconds)}, no batch for {format_seconds(part.quiet_seconds)}"
             )
+    budget = read_budget(job)
+    if budget is not None:
+        reasons.append(f"budget: {budget.text()}")
     cluster: Mapping[str, Any] = next((event for event in reversed(events) if event["event"] == "cluster"), {})
     return (*workers_reasons(scheduler_identity(str(cluster.get("dashboard", "")))), *reasons)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 
 from pipeline.common.digest import digest_json
+from pipeline.spec.budget import Budget
 from pipeline.spec.diagnostics import (
     IN_PYTHON,
     Document,
@@ -87,7 +88,7 @@ _STEPS: dict[str, type[SpecModel]] = {
     "dask": DaskStep,
 }
 STEP_KINDS = tuple(_STEPS)
-NOT_THE_WORK = {"hooks", "cluster", "device", "storage", "triggers", "report", "gate"}
+NOT_THE_WORK = {"budget", "hooks", "cluster", "device", "storage", "triggers", "report", "gate"}
 """Fields without influence on the output rows."""
 _KIND = "step"
 
@@ -251,6 +252,8 @@ class JobSpec(SpecModel):
     report: ReportOptions = ReportOptions()
     gate: Gate | None = None
     """Conditions on the output: readers see none that does not meet them; see docs/gate.md."""
+    budget: Budget | None = None
+    """What all runs of the job together may spend; see docs/budgets.md."""
     triggers: Annotated[tuple[Trigger, ...], Field(strict=False)] = ()
     """Schedules and events on which a server submits the job; see docs/triggers.md."""
     hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = ()

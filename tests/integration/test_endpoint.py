@@ -9,11 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.errors import ModelError
+from pipeline.errors import BudgetExhausted, ModelError
+from pipeline.jobs.budget import read_budget
 from pipeline.jobs.listing import find_job
+from pipeline.jobs.status import Status
 from pipeline.report.verify import verify
 from pipeline.runner import resume, retry, run
 from pipeline.settings import Settings
+from pipeline.spec.budget import Budget
 from pipeline.spec.job_spec import JobSpec
 from pipeline.testing.fake_service import KEY, MODEL, FakeService, Fault, embedding_of, fake_service
 
@@ -41,10 +44,10 @@ def _set_key(key: str) -> None:
     os.environ["SERVICE_KEY"] = key
 
 
-def spec_of(service: FakeService, folder: Path, **endpoint: Any) -> JobSpec:
+def spec_of(service: FakeService, folder: Path, *, rows: int = ROWS, **endpoint: Any) -> JobSpec:
     (folder / "in").mkdir(exist_ok=True)
     for part in range(2):
-        ids = range(part * ROWS // 2, (part + 1) * ROWS // 2)
+        ids = range(part * rows // 2, (part + 1) * rows // 2)
         frame = pd.DataFrame({"id": ids, "text": [f"row {number}" for number in ids]})
         frame.to_parquet(folder / f"in/{part}.parquet", index=False)
     given = {"url": service.url, "model": MODEL, "key": "env:SERVICE_KEY", "concurrency": 4, **endpoint}
@@ -131,3 +134,76 @@ def test_a_refused_key_ends_the_job_and_a_resume_pays_nothing_twice(
     assert set(service.answered.values()) == {1}
     assert report.engines is not None
     assert report.engines.use.usage["reused_answers"] >= 15
+
+
+MANY, BATCH, PRICE = 600, 8, 0.002
+"""Rows, rows of a batch, and the cost of a row of two words."""
+
+
+def budgeted(service: FakeService, folder: Path, *, rows: int, **fields: Any) -> JobSpec:
+    """A job with the budget of 60 rows."""
+    service.seconds = 0.03
+    endpoint = {"messages": "{{text}}", "prices": {"input": 1000.0}, "concurrency": 2}
+    spec = spec_of(service, folder, rows=rows, **endpoint)
+    return JobSpec.build(**{**spec.to_dict(), "budget": {"cost": 60 * PRICE}, **fields})
+
+
+def test_a_budget_ends_the_job_and_a_larger_one_goes_on(
+    service: FakeService, settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetExhausted, match="nothing was published") as caught:
+        run(budgeted(service, tmp_path, rows=MANY), settings=settings)
+    assert caught.value.exit_code == 9
+    job = find_job(settings.directory, "@last")
+    assert job.status() is Status.INCOMPLETE
+    assert not (tmp_path / "out").exists()
+    asked = sum(service.asked.values())
+    assert 60 <= asked < MANY - 64
+    use = read_budget(job)
+    assert use is not None
+    assert use.cost == pytest.approx(asked * PRICE)
+    with pytest.raises(BudgetExhausted):
+        resume(job.id, settings=settings)
+    assert sum(service.asked.values()) == asked
+    service.seconds = 0.0
+    report = resume(job.id, budget=Budget(cost=10.0), settings=settings)
+    assert report.rows.output == sum(service.asked.values()) == MANY
+    assert "budget     cost 1.20 of 10.00" in str(report)
+    assert report.budget is not None
+    assert report.budget.cost == pytest.approx(MANY * PRICE)
+
+
+def test_a_fan_out_has_one_budget(service: FakeService, settings: Settings, tmp_path: Path) -> None:
+    fields = {"fan_out": {"by": ["a", "b"]}, "sink": {"path": str(tmp_path / "out" / "${fan_out.value}")}}
+    with pytest.raises(BudgetExhausted):
+        run(budgeted(service, tmp_path, rows=MANY, **fields), settings=settings)
+    job = find_job(settings.directory, "@last")
+    assert job.status() is Status.INCOMPLETE
+    assert sum(service.asked.values()) < 2 * MANY - 128
+    service.seconds = 0.0
+    report = resume(job.id, budget=Budget(cost=10.0), settings=settings)
+    assert report.rows.output == 2 * MANY
+    assert report.budget is not None
+    assert report.budget.cost == pytest.approx(2 * MANY * PRICE)
+
+
+def test_stages_have_one_budget_of_node_hours(
+    service: FakeService, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.driver.budget.SECONDS", 0.1)
+    spec = budgeted(service, tmp_path, rows=MANY).to_dict()
+    spec |= {"steps": [{"filter": "id >= 0"}, {"checkpoint": True}, *spec["steps"]], "budget": {"node_hours": 1 / 3600}}
+    with pytest.raises(BudgetExhausted):
+        run(JobSpec.build(**spec), settings=settings)
+    job = find_job(settings.directory, "@last")
+    use = read_budget(job)
+    assert job.status() is Status.INCOMPLETE
+    assert use is not None
+    assert 1.0 <= use.node_hours * 3600 < 30.0
+    asked = sum(service.asked.values())
+    assert asked < MANY - 64
+    service.seconds = 0.0
+    report = resume(job.id, budget=Budget(node_hours=1.0), settings=settings)
+    assert report.rows.output == sum(service.asked.values()) == MANY
+    assert report.budget is not None
+    assert report.budget.node_hours > use.node_hours

@@ -289,6 +289,7 @@ def _facts(report: Report, job: JobDirectory) -> list[tuple[str, str]]:
     facts = [
         ("model", str(report.model)),
         ("SHA-256 of the model", report.model.digest),
+        *([("budget", report.budget.text())] if report.budget else []),
         *((f"code of {name}", digest) for name, digest in report.step_code.items()),
         ("plan", job.record.plan),
         ("created", job.record.created),

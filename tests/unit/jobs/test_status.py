@@ -46,17 +46,18 @@ def test_only_a_probe_goes_back_to_planned() -> None:
 def test_final_statuses_are_not_active() -> None:
     """Each status is final, active, PLANNED or QUEUED."""
     final = {status for status in Status if status.is_final}
-    ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.SCORED}
+    ends = {Status.FAILED, Status.CANCELLED, Status.INTERRUPTED, Status.INCOMPLETE, Status.SCORED}
     assert final == ends | {Status.SUCCEEDED, Status.SUCCEEDED_WITH_WARNINGS}
     active = {status for status in Status if status.is_active}
     assert active | final == set(Status) - {Status.PLANNED, Status.QUEUED}
 
 
 def test_only_what_no_driver_works_on_can_be_queued() -> None:
-    """PLANNED, FAILED, CANCELLED and INTERRUPTED jobs can be queued, and no others."""
+    """PLANNED, FAILED, CANCELLED, INTERRUPTED and INCOMPLETE jobs can be queued, and no others."""
     assert {before for before in Status if Status.QUEUED in TRANSITIONS[before]} == {
         Status.PLANNED,
         Status.FAILED,
         Status.CANCELLED,
         Status.INTERRUPTED,
+        Status.INCOMPLETE,
     }
