@@ -26,6 +26,8 @@ source:
   # Parquet: a file, a directory (hive folders such as country=DE/ become columns), a glob, or a list of these. Any
   # fsspec URL will do.
   path: data/input/
+  # Or CSV or JSON Lines, with options and the types of columns:
+  # {path: data/*.csv, format: csv, csv: {delimiter: ";"}, types: {age: int64}}
   # Columns to read. Default: all of them.
   # columns: [customer_id, age, plan]
   # Keep only rows for which this holds. Comparisons, and, or, not, in, is None.
@@ -101,6 +103,8 @@ sink:
   # What to do when there is data already: error, overwrite (in one step), append.
   mode: error
   # format: parquet
+  # Or a table of a database; job_column names the job of each row, so that a retry can repair what was appended:
+  # {format: postgres, url: env:WAREHOUSE, table: ml.scores, mode: merge, key: [customer_id], job_column: job}
   # Merge small files up to this size. Default: one file per partition.
   # target_file_size: 256 MiB
   # snappy, zstd, lz4, gzip or none.
