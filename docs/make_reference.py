@@ -191,7 +191,16 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "where": "day == '2026-01-01'",
         "job_column": "job",
     },
-    "Errors": {"max_fraction": "0.001", "max_rows": "100", "files": "quarantine", "max_files": "3"},
+    "Errors": {
+        "max_fraction": "0.001",
+        "max_rows": "100",
+        "files": "quarantine",
+        "max_files": "3",
+        "keep_columns": "[age, plan]",
+        "hash_columns": "[customer_id]",
+        "hash_key": "env:REJECT_KEY",
+        "retain": "30 days",
+    },
     "Hook": {
         "when": "[failure, warnings]",
         "command": "[notify-send, it failed]",

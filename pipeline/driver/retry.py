@@ -6,7 +6,7 @@ The round is planned and recorded here; `pipeline.runner` runs it. Rejected rows
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.common.code_search import find_code
 from pipeline.common.rows import Fragment, InputFile, QuarantinedFile, RowGroup
 from pipeline.common.step_code import FoundCode, code_difference
+from pipeline.common.text import listed
 from pipeline.common.units import iso_time, utc_now
 from pipeline.driver.prepare import NO_FRAMES, chain_frames, check_chain_rules
 from pipeline.driver.score_models import resolve_model, scored_by, scored_steps, scored_version, with_listed_models
@@ -26,6 +27,7 @@ from pipeline.jobs.code_archive import remember_packed
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.retention import rejects_removed
 from pipeline.jobs.rounds import Round, RoundReason, make_record
 from pipeline.jobs.splits import sub_fragment
 from pipeline.models.engines import check_engine
@@ -41,6 +43,7 @@ from pipeline.plan.pushdown import pushed_filters, read_source
 from pipeline.plan.recipe import REJECT_FILE, scores_of
 from pipeline.scoring.contract import check_rules
 from pipeline.scoring.outputs import prediction_schema
+from pipeline.scoring.reject_masking import masked_columns
 from pipeline.scoring.steps import prepended_sys_path
 from pipeline.settings import Settings
 from pipeline.sinks import read_published
@@ -413,9 +416,9 @@ class RetryWork:
 def find_work(job: JobDirectory, ledger: Ledger, *, limits: Limits) -> RetryWork:
     """Find rejected rows, pending partitions, and quarantined files that were repaired."""
     threads = max(1, limits.workers * limits.threads)
-    rejected = find_rejected(job.store, ledger, threads=threads)
     pending = [partition.fragments for partition in ledger.todo if not partition.fragments[0].rejected_from]
     repaired, still_rejected = _recheck_quarantined(ledger)
+    rejected = find_rejected(job.store, ledger, threads=threads, skips_masked=bool(pending or repaired))
     packed = [*rejected.partitions, *pending, *pack(repaired, threads=threads)]
     known = {**{file.path: file for file in ledger.last.plan.files}, **ledger.files}
     used = {fragment.path for fragments in pending for fragment in fragments}
@@ -486,14 +489,26 @@ class RejectedRows:
         return sum(fragment.rows for fragments in self.partitions for fragment in fragments)
 
 
-def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows:
+def find_rejected(store: Store, ledger: Ledger, *, threads: int, skips_masked: bool = False) -> RejectedRows:
     """Find the rows that are still rejected, packed like the rows of input files.
 
     :param store: Store of the job directory.
     :param threads: Threads of all workers together.
+    :param skips_masked: Leave out rows that are not stored as they were read, instead of raising.
+    :raises SpecError: for rows that are not stored as they were read, or no longer.
     :raises StateCorrupt: when a reject file is missing or damaged.
     """
     receipts = {rejects_path(receipt): receipt for receipt in ledger.done if ledger.still_rejected_ranges(receipt)}
+    if reason := _missing_values(store, receipts):
+        if skips_masked:
+            return RejectedRows((), ())
+        raise SpecError(
+            "the rejected rows cannot be retried",
+            where=store.root,
+            found=reason,
+            expected="rows that are stored with all columns",
+            next_step="run the job spec again as a new job, which reads these rows from the input",
+        )
     files = {path: _read_file(store, path, receipt) for path, receipt in receipts.items()}
     packed = pack([rejects.file for rejects in files.values()], threads=threads)
     partitions = []
@@ -508,6 +523,22 @@ def find_rejected(store: Store, ledger: Ledger, *, threads: int) -> RejectedRows
         if rejected:
             partitions.append(tuple(rejected))
     return RejectedRows(tuple(rejects.file for rejects in files.values()), tuple(partitions))
+
+
+def _missing_values(store: Store, receipts: Mapping[str, Receipt]) -> str:
+    """Return why files of rejects do not have all values as they were read; empty if they have."""
+    removed = rejects_removed(store)
+    for path in receipts:
+        if removed and not store.exists(path):
+            return f"they were removed on {removed}, as errors.retain says"
+        try:
+            with store.open_input(path) as opened:
+                masked = masked_columns(pq.read_schema(opened).metadata)
+        except (OSError, pa.ArrowException):
+            continue  # Reading the file says what is wrong with it.
+        if masked:
+            return f"without their values of {listed(masked, shown=8)}, as errors.keep_columns and hash_columns say"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ GATE_RESULT = f"{GATE}/result.json"
 PROBE_FILE = "probe.json"
 REMOVED_FILE = "removed.json"
 """Mark of a stage whose data files were removed, because the job has succeeded."""
+REJECTS_REMOVED_FILE = "rejects-removed.json"
+"""Mark of a job or stage whose rejected rows were removed, because ``errors.retain`` has passed."""
 SUPERSEDED_FILE = "superseded.json"
 """Mark of a job whose input belongs to another job from now on."""
 

@@ -20,6 +20,7 @@ from pipeline.plan.columns import (
     Lookup,
     check_clashes,
     check_contract,
+    check_masked_names,
     check_reserved,
     check_twice,
     column_rule,
@@ -148,6 +149,7 @@ def resolve_chain(
         needed |= set() if filter_text is None else parse_filter(filter_text).columns
     source = pa.schema([field for field in discovery.schema if needed is None or field.name in needed])
     check_reserved(source)
+    check_masked_names(spec.errors, source, has_stages=spec.has_stages)
     return ResolvedChain(
         recipes=recipes,
         source=source,

@@ -17,7 +17,7 @@ from pipeline.sources.filters.compare import compare, is_one_of
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.sources.types import empty_table, is_dtype, same_kind
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parts import ColumnContract
+from pipeline.spec.parts import ColumnContract, Errors
 
 _UNNAMED = re.compile(r"(f|Column_)[0-9]+")
 
@@ -61,6 +61,7 @@ def resolve_columns(
     if not spec.maps:
         source = pa.schema([field for field in source if field.name in needed])
     check_reserved(source)
+    check_masked_names(spec.errors, source)
     source_rules, score_rules = _rules(spec, model, features, contract, source=source, frame=frame)
     return Columns(
         features=features,
@@ -256,6 +257,25 @@ def check_reserved(source: pa.Schema) -> None:
                 found=name,
                 expected="names other than " + ", ".join(REJECT_COLUMNS),
                 next_step="leave the column out of source.columns, or rename it in the files",
+            )
+
+
+def check_masked_names(errors: Errors, source: pa.Schema, *, has_stages: bool = False) -> None:
+    """Check that the job reads the columns that stored rejects keep or hash.
+
+    :param has_stages: True: columns to keep may be those of a later stage.
+    :raises SpecError: for an unknown name: a column that was meant to be hashed would be stored as it is.
+    """
+    kept = () if has_stages else errors.keep_columns or ()
+    for where, names in (("keep_columns", kept), ("hash_columns", errors.hash_columns)):
+        unknown = [name for name in names if name not in source.names]
+        if unknown:
+            raise SpecError(
+                "the job reads no such column",
+                where=f"errors.{where}",
+                found=", ".join(unknown),
+                expected=", ".join(source.names),
+                next_step="name columns that the job reads",
             )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.spec.job_spec import AnyStep, JobSpec
-from pipeline.spec.parts import CheckpointStep, DaskStep, Errors, Source
+from pipeline.spec.parts import CheckpointStep, DaskStep, Source
 
 StageKind = Literal["narrow", "dask"]
 """``narrow``: each partition is one task, whose rows need no others. ``dask``: one ``dask`` step."""
@@ -73,6 +73,6 @@ def stage_spec(spec: JobSpec, stage: Stage, *, folder: str = "steps") -> JobSpec
     changes: dict[str, object] = {"steps": stage.steps(spec), "fan_out": None, "triggers": (), "hooks": ()}
     if stage.number:
         # Only files of the source can be quarantined, and only they can be new to a sink.
-        errors = Errors(max_fraction=spec.errors.max_fraction, max_rows=spec.errors.max_rows)
+        errors = spec.errors.model_copy(update={"files": "fail", "max_files": None})
         changes |= {"source": Source(path=folder), "errors": errors}
     return spec.model_copy(update=changes)

@@ -326,6 +326,7 @@ class Plan:
             import_paths=tuple(import_paths),
             code=self.code,
             pin_code=spec.step_change == "pin",
+            errors=spec.errors,
             storage=spec.storage,
             never_null=self.never_null,
             sketch_every=sketch_every,

@@ -19,7 +19,7 @@ from pipeline.plan.dask_recipe import DaskRecipe
 from pipeline.plan.memory import MOST_GROUP_BYTES
 from pipeline.spec.endpoint import Endpoint
 from pipeline.spec.model_ref import Device, Engine, OutputKind
-from pipeline.spec.parts import MapStep, RetryCall
+from pipeline.spec.parts import Errors, MapStep, RetryCall
 
 REJECT_FILE = "_file"
 REJECT_ROW = "_row"
@@ -318,6 +318,8 @@ class StageRecipe:
     sketch_every: int = 0
     """Features of one in so many rows are counted for their distributions, and scores of 32 times as many; 0: neither
     are."""
+    errors: Errors = field(default_factory=Errors)
+    """Policy for rejected rows, which says what is stored of them; part of the plan's digest."""
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of file systems per URL prefix, with references for secrets; see `pipeline.storage.urls`."""
     keeps_origin: bool = False
@@ -391,7 +393,9 @@ class StageRecipe:
         fields = {
             name: value
             for name, value in self.__dict__.items()
-            if not name.startswith("device") and name not in ("functions", "service_share") and name not in flags
+            if not name.startswith("device")
+            and name not in ("functions", "service_share", "errors")
+            and name not in flags
         }
         return digest_json({**fields, **schemas, "chain": chain})
 

@@ -22,6 +22,7 @@ from pipeline.errors import OutputExists, SpecError, StateCorrupt
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, RoundSummary, rejects_path
 from pipeline.jobs.receipts import Receipt
+from pipeline.jobs.retention import rejects_removed
 from pipeline.jobs.stages import stage_states
 from pipeline.plan.recipe import REJECT_COLUMNS, REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
 from pipeline.report.figures import rounds_text
@@ -83,6 +84,10 @@ class RejectSummary:
     """Rounds of retries and their results."""
     exported: Export | None = None
     """The file that the rows were written to."""
+    has_values: bool = True
+    """False: the job does not store all columns of its rejects."""
+    removed: str = ""
+    """Time at which ``gc`` removed the rows, as ``errors.retain`` says; empty if they are stored."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for ``--json``. Values that JSON cannot hold become text."""
@@ -101,6 +106,7 @@ class RejectSummary:
             "quarantined_files": [asdict(file) for file in self.quarantined_files],
             "rounds": [round_.to_dict() for round_ in self.rounds],
         }
+        record |= {"removed": self.removed} if self.removed else {}
         return record | ({"exported": asdict(self.exported)} if self.exported else {})
 
     def text(self) -> str:
@@ -127,8 +133,14 @@ def rejects_text(summary: RejectSummary) -> str:
     if summary.exported:
         lines += ["", f"wrote {plural(summary.exported.rows, 'row')} to {summary.exported.path}"]
     elif summary.files:
-        lines += ["", "all of them, with every column:", *(f"  {name}" for name in summary.files)]
-    if summary.total or summary.quarantined_files:
+        lines += [
+            "",
+            f"all of them, with {'every column' if summary.has_values else 'the columns that are stored'}:",
+            *(f"  {name}" for name in summary.files),
+        ]
+    if summary.removed:
+        lines += ["", f"the rows were removed on {summary.removed}, as errors.retain says"]
+    elif summary.total or summary.quarantined_files:
         lines += ["", "once fixed, run:", f"  python -m pipeline retry {summary.job}"]
     return "\n".join(lines)
 
@@ -166,7 +178,9 @@ def summarise(
         if ledger.still_rejected_ranges(receipt) and not counts.keys().isdisjoint(receipt.reasons)
     ]
     examples_by_reason: dict[str, list[RejectExample]] = {name: [] for name in counts}
-    for receipt in receipts:
+    removed = rejects_removed(job.store)
+    stored = [receipt for receipt in receipts if not removed or job.store.exists(rejects_path(receipt))]
+    for receipt in stored:
         missing = {
             name
             for name in receipt.reasons
@@ -185,10 +199,12 @@ def summarise(
     return RejectSummary(
         job=job.id,
         groups=groups,
-        files=tuple(job.store.url(rejects_path(receipt)) for receipt in receipts),
+        files=tuple(job.store.url(rejects_path(receipt)) for receipt in stored),
         total=sum(counts.values()),
         quarantined_files=tuple(file for file in ledger.quarantined_files if fnmatchcase(file.reason, reason)),
         rounds=ledger.summaries(),
+        has_values=not job.plan.spec.errors.masks_rejects,
+        removed=removed,
     )
 
 
@@ -215,6 +231,8 @@ def _together(job: str, parts: Sequence[RejectSummary], *, examples: int) -> Rej
         files=tuple(file for part in parts for file in part.files),
         total=sum(counts.values()),
         quarantined_files=tuple(file for part in parts for file in part.quarantined_files),
+        has_values=all(part.has_values for part in parts),
+        removed=max((part.removed for part in parts), default=""),
     )
 
 
@@ -347,6 +365,13 @@ def _collect(
 def _batches(job: JobDirectory, receipt: Receipt, *, ranges: list[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a receipt's file of rejects that are in ``ranges``."""
     path, start = rejects_path(receipt), 0
+    if (removed := rejects_removed(job.store)) and not job.store.exists(path):
+        raise SpecError(
+            "the rejected rows are no longer stored",
+            where=job.store.url(path),
+            found=f"they were removed on {removed}, as errors.retain says",
+            next_step="run the job spec again as a new job, which reads these rows from the input",
+        )
     try:
         with job.store.open_input(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             for batch in file.iter_batches(_BATCH_ROWS):

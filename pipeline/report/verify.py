@@ -34,6 +34,7 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.ledger import Ledger, rejects_path
 from pipeline.jobs.manifest import Manifest
 from pipeline.jobs.receipts import DataFile, FragmentCounts, Receipt
+from pipeline.jobs.retention import rejects_removed
 from pipeline.jobs.splits import sub_fragment
 from pipeline.jobs.stages import StageState, stage_states
 from pipeline.plan.plan import Partition, Plan
@@ -363,6 +364,8 @@ class _Facts:
         for receipt in self.done:
             if sum(receipt.reasons.values()) != receipt.rows.rejected:
                 raise _Wrong(f"partition {receipt.partition}: {receipt.reasons} for {receipt.rows.rejected:,} rejects")
+        if removed := rejects_removed(self.job.store):
+            return f"the counts per reason add up; the rows were removed on {removed}, as errors.retain says"
         return self._check_files(
             [(receipt, receipt.rejects) for receipt in self.done], lambda receipt: receipt.rows.rejected
         )
@@ -443,7 +446,9 @@ def _sample(job: JobDirectory, ledger: Ledger, options: _SampleOptions) -> str:
     scored = f"scored again with {models}" if models else "prepared again"
     again = f"{result.rows_in:,} rows {scored} give the same {result.rows_out:,} rows"
     again += "".join(f"; {text}" for text in changed_steps(job, ledger))
-    return again + (f"; {result.skipped:,} ranges were of changed input files" if result.skipped else "")
+    return again + (
+        f"; {result.skipped:,} ranges were of changed input files or removed rejects" if result.skipped else ""
+    )
 
 
 def changed_steps(job: JobDirectory, ledger: Ledger) -> list[str]:
@@ -565,7 +570,8 @@ def rescore_sample(job: JobDirectory, ledger: Ledger, *, rows: int, random: Rand
     for chosen in _choose(done, rows=rows, random=random):
         round = chosen.receipt.round
         file = files[round][chosen.part.path]
-        if not (chosen.receipt.before or _is_unchanged(file)):
+        is_removed = chosen.receipt.before and rejects_removed(job.store)
+        if is_removed or not (chosen.receipt.before or _is_unchanged(file)):
             result.skipped += 1
             continue
         recipe = job.recipe_of(ledger.round(round))

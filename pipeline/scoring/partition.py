@@ -48,6 +48,7 @@ from pipeline.scoring.outputs import reject_schema
 from pipeline.scoring.partition_log import PartitionLog
 from pipeline.scoring.predictors import NO_PREDICTORS, OpenPredictors, open_predictors
 from pipeline.scoring.progress import MIN_REST_ROWS, AttemptProgress, track_attempt
+from pipeline.scoring.reject_masking import RejectMask
 from pipeline.scoring.scorer import ScoredBatch, Scorer
 from pipeline.sources import Problem, SourceBatch, read_ahead, read_batches
 from pipeline.storage.store import Store, open_store
@@ -148,7 +149,8 @@ class _Attempt:
         self.output = StepOutput(self.log.write, on_first=on_message)
         metadata = _file_metadata(recipe)
         output = pa.ipc.read_schema(pa.py_buffer(recipe.output_schema))
-        rejects = reject_schema(pa.ipc.read_schema(pa.py_buffer(recipe.schema)))
+        source = pa.ipc.read_schema(pa.py_buffer(recipe.schema))
+        self.mask = RejectMask.of(recipe.errors, source)
         self.data = CheckpointWriter(
             store,
             layout.data_name(partition.id, self.name),
@@ -161,8 +163,8 @@ class _Attempt:
         self.rejects = CheckpointWriter(
             store,
             layout.rejects_name(partition.id, self.name),
-            schema=rejects,
-            metadata=metadata,
+            schema=self.mask.schema(reject_schema(source)),
+            metadata={**metadata, **self.mask.metadata},
             row_group_bytes=recipe.row_group_bytes,
         )
 
@@ -196,7 +198,7 @@ class _Attempt:
                     steps, model = steps + scored.seconds_steps, model + scored.seconds_score
                     self.data.add(scored.table)
                     if scored.rejects is not None:
-                        self.rejects.add(scored.rejects)
+                        self.rejects.add(self.mask.apply(scored.rejects))
                     self.log.flush()
                     if self.progress.advance(counter.rows_done):
                         self.split = self._split_at(counter.rows_done)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.errors import JobLocked, PipelineError, SpecError
 from pipeline.jobs import layout
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.lease import LEASE_SECONDS, acquire_lease, hold_lease, wait_until_free
+from pipeline.jobs.retention import mark_rejects_removed, retention
 from pipeline.jobs.rounds import plan_path
 from pipeline.jobs.splits import files_of_split_attempts
 from pipeline.jobs.stages import stage_states
@@ -46,8 +47,8 @@ class Leftover:
 
     ``attempt`` (data that no receipt names), ``unfinished`` (an incomplete file), ``merged`` (files made to be
     published), ``staging`` (a folder beside the sink), ``unlisted`` (a file in the sink that no publication lists),
-    ``checkpoint`` (data of a stage that later stages have read), ``stage`` (a stage that is no part of the output),
-    ``job`` (a whole directory).
+    ``checkpoint`` (data of a stage that later stages have read), ``rejects`` (rejected rows whose ``errors.retain`` has
+    passed), ``stage`` (a stage that is no part of the output), ``job`` (a whole directory).
     """
     path: str
     """Path or URL."""
@@ -139,6 +140,8 @@ def sweep_job(
             sweep = _find(job, now=now, older_than=older_than, stages=stages)
             for stage in {leftover.name.split("/")[1] for leftover in sweep.leftovers if leftover.kind == "checkpoint"}:
                 job.store.put_if_absent(f"{layout.stage_folder(stage)}/{layout.REMOVED_FILE}", _mark(now))
+            for folder in {leftover.name.partition("rounds/")[0] for leftover in _rejects(sweep)}:
+                mark_rejects_removed(job.store, folder=folder, now=now)
             for leftover in sweep.leftovers:
                 if leftover.kind != "job":
                     _remove(job, leftover)
@@ -190,7 +193,35 @@ def _mark(now: datetime) -> bytes:
     return json.dumps({"schema_version": 1, "time": iso_time(now)}).encode() + b"\n"
 
 
-def _of_stages(job: JobDirectory, *, is_finished: bool, now: datetime, stages: bool) -> Iterator[Leftover]:
+def _rejects(sweep: Sweep) -> Iterator[Leftover]:
+    return (leftover for leftover in sweep.leftovers if leftover.kind == "rejects")
+
+
+def _due_rejects(job: JobDirectory) -> Iterator[Leftover]:
+    """All files of rejects, of a job whose ``errors.retain`` has passed."""
+    for folder in (layout.rejects_folder(number) for number in _round_numbers(job)):
+        for name in (f"{folder}/{file}" for file in job.store.list(folder)):
+            yield Leftover("rejects", job.store.url(name), _file_bytes(job.store, name), name)
+
+
+def _with_rejects(found: Sequence[Leftover], job: JobDirectory) -> list[Leftover]:
+    """Return ``found`` and the files of rejects that are due, each file once."""
+    due = list(_due_rejects(job))
+    names = {leftover.name for leftover in due}
+    return [*(leftover for leftover in found if leftover.name not in names), *due]
+
+
+def _is_due(job: JobDirectory, now: datetime) -> bool:
+    """True if the rejected rows of ``job`` are to be removed, whether it has succeeded or not."""
+    if job.record.children:
+        return False
+    age = retention(job.plan.spec.errors)
+    return age is not None and is_old(job.events.read(), now=now, age=age)
+
+
+def _of_stages(
+    job: JobDirectory, *, is_finished: bool, now: datetime, stages: bool, is_due: bool = False
+) -> Iterator[Leftover]:
     """Leftovers of the stages of a job, and with ``stages`` the files that only its own stages have read."""
     if not job.record.stages:
         return
@@ -206,6 +237,7 @@ def _of_stages(job: JobDirectory, *, is_finished: bool, now: datetime, stages: b
         is_sealed = stage.sealed is not None
         attempts, _ = _attempts(stage.job, is_finished=is_sealed)
         inside = [*attempts, *_unfinished(stage.job, is_finished=is_sealed, now=now), *_unopened(stage.job)]
+        inside = _with_rejects(inside, stage.job) if is_due else inside
         if stages and is_finished and not stage.stage.is_last:
             lost = {leftover.name for leftover in inside}
             data = [file.name for file in stage.sealed.manifest.files] if stage.sealed else []
@@ -222,7 +254,10 @@ def _find(job: JobDirectory, *, now: datetime, older_than: timedelta | None, sta
     is_finished = job.is_ended
     attempts, unsettled = _attempts(job, is_finished=is_finished)
     in_job = [*attempts, *_unfinished(job, is_finished=is_finished, now=now), *_merged(job), *_unopened(job)]
-    in_job += _of_stages(job, is_finished=is_finished, now=now, stages=stages)
+    is_due = _is_due(job, now)
+    if is_due and not job.record.stages:
+        in_job = _with_rejects(in_job, job)
+    in_job += _of_stages(job, is_finished=is_finished, now=now, stages=stages, is_due=is_due)
     in_sink = [_of_sink(leftover) for leftover in leftovers(job)]
     reason = ""
     if unsettled:

@@ -680,6 +680,17 @@ class Sink(SpecModel):
         return None if self.target_file_size is None else parse_bytes(self.target_file_size)
 
 
+def _check_secret(text: str) -> str:
+    if not is_reference(text):
+        raise spec_error(
+            "contains a secret",
+            expected="a reference to it: env:NAME or file:PATH",
+            next_step="put it into a variable, write secret: env:NAME, and rotate a secret that others have seen",
+            hides=True,
+        )
+    return text
+
+
 class Errors(SpecModel):
     """Limits for rejected rows and quarantined files."""
 
@@ -696,6 +707,33 @@ class Errors(SpecModel):
     max_files: int | None = Field(default=None, ge=0)
     """Input files that may be quarantined; with more the job is refused, or fails. Default: any number, as long as one
     is left."""
+    keep_columns: Names | None = None
+    """Input columns that a stored reject keeps, beside its file, row number and reason. Values of other columns are not
+    written, and no messages, which may quote them. Such rows cannot be retried. Default: all columns."""
+    hash_columns: Names = ()
+    """Input columns of which a stored reject has the HMAC-SHA-256, 64 hexadecimal digits, in place of the value: keys
+    by which rows can be found again by who has ``hash_key``. They need not be in ``keep_columns``. Null stays null."""
+    hash_key: Annotated[str, AfterValidator(_check_secret)] | None = None
+    """Key for ``hash_columns``, at least 16 bytes, as a reference that workers resolve: ``env:NAME`` or
+    ``file:PATH``."""
+    retain: Annotated[float | int | str, AfterValidator(check_seconds)] | None = None
+    """Time for which rejected rows are stored after the job's last event, such as ``30 days``. Then ``gc --yes``
+    removes them; counts and reasons stay. Default: as long as the job directory."""
+
+    @property
+    def masks_rejects(self) -> bool:
+        """True if stored rejects do not have all values as they were read."""
+        return self.keep_columns is not None or bool(self.hash_columns)
+
+    @model_validator(mode="after")
+    def _check_hash_key(self) -> Self:
+        if bool(self.hash_columns) != (self.hash_key is not None):
+            raise spec_error(
+                "has hash_columns without hash_key, or a key without columns",
+                expected="both, or neither",
+                next_step="write hash_columns: [id] and hash_key: env:NAME",
+            )
+        return self
 
 
 class ColumnContract(SpecModel):
@@ -758,17 +796,6 @@ class FanOut(SpecModel):
 
 HookEvent = Literal["start", "success", "warnings", "failure", "cancelled", "interrupted"]
 ENDS: tuple[HookEvent, ...] = ("success", "warnings", "failure", "cancelled", "interrupted")
-
-
-def _check_secret(text: str) -> str:
-    if not is_reference(text):
-        raise spec_error(
-            "contains a secret",
-            expected="a reference to it: env:NAME or file:PATH",
-            next_step="put it into a variable, write secret: env:NAME, and rotate a secret that others have seen",
-            hides=True,
-        )
-    return text
 
 
 def _check_url(text: str) -> str:

@@ -243,6 +243,8 @@ triggers:
         kind = 'input: "{{a}}"' if field in ("input", "dimensions") else 'messages: [{content: "{{a}}"}], prices: {}'
         service = f"endpoint: {{url: 'http://h/v1', model: m, {kind}}}, " if part != "Score" else ""
         needed = [f"steps.1.score={{{service}output: churn}}"]
+    if field.startswith("hash_"):
+        needed = ["errors={hash_columns: [customer_id], hash_key: env:KEY}"]
     if field == "model_files":
         needed = ["steps.1.score.model=my_models:Churn"]
     if part == "Score" and field in ("by", "models", "other"):

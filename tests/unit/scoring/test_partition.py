@@ -44,7 +44,7 @@ from pipeline.scoring.checkpoint import dictionary_columns
 from pipeline.scoring.frames import score_pandas, score_to_frame, scored_meta
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Output
+from pipeline.spec.parts import Errors, Output
 from pipeline.storage.local import LocalStore
 from pipeline.testing.fake_device import FakeGpu, installed
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle
@@ -547,3 +547,28 @@ def test_dictionaries_are_for_what_repeats() -> None:
         ]
     )
     assert dictionary_columns(schema) == ["text", "small", "day", "kind"]
+
+
+def test_masked_rejects(
+    make: Callable[..., StageRecipe], lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No byte of a file of rejects has a value of a column that is not kept."""
+    monkeypatch.setenv("REJECT_KEY", "k" * 32)
+    errors = Errors.model_validate({"keep_columns": ["price"], "hash_columns": ["name"], "hash_key": "env:REJECT_KEY"})
+    table = pq.read_table(lake.files[0])
+    names = [f"Ann Onym {number}" for number in range(table.num_rows)]
+    table = table.set_column(table.column_names.index("name"), "name", pa.array(names))
+    feature = FEATURES[0]
+    infinite = pa.array([float("inf")] * table.num_rows, pa.float64())
+    path = tmp_path / "bad.parquet"
+    pq.write_table(table.set_column(table.column_names.index(feature), feature, infinite), path)
+    schema = pq.read_schema(path).remove_metadata()
+    recipe = replace(make(), schema=schema.serialize().to_pybytes(), errors=errors)
+    receipt = score_partition(recipe, make_partition(path))
+    assert receipt.rejects
+    stored = Path(recipe.directory, "rounds/0", receipt.rejects.name)
+    found = pq.read_table(stored)
+    assert set(found.column_names) == {"price", "name", "_file", "_row", "_reason", "_message"}
+    assert b"Onym" not in stored.read_bytes()
+    assert b" inf" not in stored.read_bytes()
+    assert set(map(len, found["name"].to_pylist())) == {64}

@@ -7,25 +7,30 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.driver.retry import find_rejected
 from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory, JobOptions
 from pipeline.jobs.lease import hold_lease
 from pipeline.jobs.listing import list_jobs
 from pipeline.jobs.splits import split_receipt
 from pipeline.jobs.status import Status
+from pipeline.report.rejects import read_rejected, summarise
 from pipeline.report.verify import verify
+from pipeline.scoring.reject_masking import RejectMask
 from pipeline.service.gc import is_old, lost_attempts, parse_age, sweep_job, sweep_root
 from pipeline.service.queue import Submission, put_submission
 from pipeline.sinks import publish
 from pipeline.storage import local
-from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipt, write_receipts
+from pipeline.testing.jobs import SmallJob, open_retry, read_output, small_job, write_receipt, write_receipts
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=31)
@@ -332,3 +337,59 @@ def test_command_shows_first_and_removes_with_yes(
     assert again.output == "nothing to remove\n"
     wrong = CliRunner().invoke(main, ["gc", "small-1", "--all"])
     assert wrong.exit_code == 2
+
+
+class TestRetention:
+    """``errors.retain`` of a job whose last event is 31 days old."""
+
+    @pytest.fixture
+    def retained(self, tmp_path: Path, job: SmallJob) -> Callable[[str], JobDirectory]:
+        def make(retain: str) -> JobDirectory:
+            errors = job.plan.spec.errors.model_copy(update={"retain": retain})
+            plan = replace(job.plan, spec=job.plan.spec.model_copy(update={"errors": errors}))
+            now = JobOptions(now=lambda: NOON)
+            directory = JobDirectory.create(tmp_path / "jobs", plan, job="small-1", options=now)
+            finish(directory, replace(job, plan=plan))
+            return directory
+
+        return make
+
+    def test_not_yet_due(self, retained: Callable[[str], JobDirectory]) -> None:
+        assert found(retained("32 days"), delete=True) == {}
+
+    def test_removal(self, retained: Callable[[str], JobDirectory]) -> None:
+        """The rows go, the counts stay; a retry, an export and a check say so."""
+        directory = retained("30 days")
+        names = {f"jobs/small-1/rounds/0/rejects/0000{number}-a.parquet" for number in range(3)}
+        assert found(directory) == dict.fromkeys(names, "rejects")
+        assert summarise(directory).groups[0].examples
+        assert found(directory, delete=True) == dict.fromkeys(names, "rejects")
+        assert found(directory, delete=True) == {}
+        assert not list(Path(directory.root).glob("rounds/*/rejects/*"))
+        summary = summarise(directory)
+        assert (summary.total, summary.files, summary.groups[0].examples) == (8, (), ())
+        assert "2026-02-01" in summary.removed
+        assert "removed on 2026-02-01" in summary.text()
+        with pytest.raises(SpecError, match="no longer stored"):
+            list(read_rejected(directory))
+        with pytest.raises(SpecError, match="cannot be retried") as refused:
+            open_retry(directory)
+        assert "errors.retain" in refused.value.found
+        proof = {check.name: check for check in verify(directory, sample=0).checks}
+        assert proof["rejects"].ok
+        assert "2026-02-01" in proof["rejects"].detail
+
+
+def test_masked_rows_are_not_retried(directory: JobDirectory, job: SmallJob) -> None:
+    """But fixed files are, beside them."""
+    receipts = write_receipts(directory, job)
+    for receipt in receipts:
+        assert receipt.rejects
+        path = directory.store.path(f"rounds/0/{receipt.rejects.name}")
+        table = pq.read_table(path).drop_columns(["x"])
+        path.unlink()
+        pq.write_table(table.replace_schema_metadata(RejectMask(left_out=("x",)).metadata), path)
+    with pytest.raises(SpecError, match="cannot be retried") as refused:
+        open_retry(directory)
+    assert "values of x" in refused.value.found
+    assert find_rejected(directory.store, directory.ledger(), threads=1, skips_masked=True).rows == 0
