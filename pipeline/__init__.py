@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.api.checkpoints import checkpoint
     from pipeline.api.frames import predict, score
     from pipeline.api.job import Job
+    from pipeline.api.partitions import map_partitions
     from pipeline.api.steps import dask
     from pipeline.api.stored_jobs import attach, list_jobs, publish, resume, retry, verify
     from pipeline.api.tracebacks import traceback
@@ -193,6 +194,7 @@ __all__ = [
     "checkpoint",
     "dask",
     "list_jobs",
+    "map_partitions",
     "predict",
     "publish",
     "resume",
@@ -206,6 +208,7 @@ _HOMES = {
     "pipeline.api.checkpoints": "checkpoint",
     "pipeline.api.frames": "predict score",
     "pipeline.api.job": "Job",
+    "pipeline.api.partitions": "map_partitions",
     "pipeline.api.steps": "dask",
     "pipeline.api.stored_jobs": "attach list_jobs publish resume retry verify",
     "pipeline.api.tracebacks": "traceback",

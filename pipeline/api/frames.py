@@ -17,7 +17,7 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import IterationRange, ModelRef
-from pipeline.spec.parts import Output, Score
+from pipeline.spec.parts import Output, Score, ScoreStep
 
 if TYPE_CHECKING:
     from pipeline.execution.graph import DaskFrame
@@ -178,26 +178,24 @@ def _scored_meta(frame: pd.DataFrame, version: ModelVersion, output: Output) -> 
 
 def with_stored_models(step: Any, settings: Settings) -> Any:
     """Return a step of a job with the paths of stored files in place of fitted models; others as they are."""
-    if not isinstance(step, Mapping) or not isinstance(step.get("score"), Mapping):
+    score = step.score if isinstance(step, ScoreStep) else step.get("score") if isinstance(step, Mapping) else None
+    if isinstance(score, Mapping):
+        if not any(_has_fitted(score.get(name)) for name in ("model", "meta", "other", "models")):
+            return step
+        score = Score.model_validate(dict(score))
+    if not isinstance(score, Score) or not score.fitted:
         return step
-    score, stored = dict(step["score"]), 0
-    for name in ("model", "meta", "other"):
-        value = score.get(name)
-        models = [_stored_model(one, settings) for one in _as_list(value)]
-        if any(path is not None for path in models):
-            stored += 1
-            made = [one if path is None else path for one, path in zip(_as_list(value), models, strict=True)]
-            score[name] = made if isinstance(value, (list, tuple)) else made[0]
-    # Whoever has the object has run its code.
-    return {**step, "score": {**score, "allow_code": True}} if stored else step
+    return {"score": score.with_models({text: _stored(model, settings) for text, model in score.fitted.items()})}
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _has_fitted(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_fitted, value))
+    if isinstance(value, Mapping):
+        return any(map(_has_fitted, value.values()))
+    return value is not None and not isinstance(value, (str, bytes, os.PathLike))
 
 
-def _stored_model(model: Any, settings: Settings) -> str | None:
-    """Return the path of the stored file of a fitted model; None for anything else."""
-    if model is None or isinstance(model, (str, bytes, os.PathLike, Mapping)):
-        return None
+def _stored(model: Any, settings: Settings) -> str:
+    """Store a fitted model as a file, and return its path or URL."""
     return keep_archive(model_bytes(model)[0], settings.directory)

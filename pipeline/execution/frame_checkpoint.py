@@ -65,9 +65,29 @@ class KeptPartition:
     """`Content` as JSON; None in receipts of earlier versions."""
 
 
+@dataclass(frozen=True)
+class KeptFrame:
+    """All partitions of a frame, as a folder keeps them."""
+
+    root: str
+    """Folder that the files of the partitions are relative to."""
+    partitions: tuple[KeptPartition, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Path or URL of each file, in the order of the partitions."""
+        return tuple(f"{self.root}/{one.file}" for one in self.partitions)
+
+
 def checkpoint(frame: DaskFrame, path: str) -> DaskFrame:
     """Compute what is not yet kept of ``frame``, and return the kept frame; see `pipeline.checkpoint`."""
-    identity = _identity(frame)
+    kept = keep(frame, path)
+    return _kept_frame(frame, kept.partitions, kept.root)
+
+
+def keep(frame: DaskFrame, path: str) -> KeptFrame:
+    """Compute what is not yet kept of ``frame``, and return where its partitions are; see `pipeline.checkpoint`."""
+    identity = identity_of(frame)
     digest = digest_json(identity)
     store = open_store(path)
     if not store.exists(f"{digest[:16]}/checkpoint.json"):
@@ -95,11 +115,11 @@ def checkpoint(frame: DaskFrame, path: str) -> DaskFrame:
         if not missing or not folder.exists(_DIFFERS):
             if missing:
                 _remove_others(folder, kept)
-            return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], folder.root)
+            return KeptFrame(folder.root, tuple(kept[number] for number in range(frame.npartitions)))
     return _whole(frame, folder)
 
 
-def _whole(frame: DaskFrame, folder: Store) -> DaskFrame:
+def _whole(frame: DaskFrame, folder: Store) -> KeptFrame:
     """Compute all partitions of a frame that is not deterministic in one run, unless such a run has ended.
 
     :raises ReconciliationFailed: if workers are lost in each attempt.
@@ -113,7 +133,7 @@ def _whole(frame: DaskFrame, folder: Store) -> DaskFrame:
             folder.put_if_absent(_COMPLETE, _json({"folder": name, "at": str(utc_now())}))
         complete = open_store(folder.url(json.loads(folder.read(_COMPLETE))["folder"]))
         kept = _finished(complete)
-        return _kept_frame(frame, [kept[number] for number in range(frame.npartitions)], complete.root)
+        return KeptFrame(complete.root, tuple(kept[number] for number in range(frame.npartitions)))
     raise ReconciliationFailed(
         "a frame that is not deterministic cannot be put together from several runs",
         where=folder.root,
@@ -138,7 +158,7 @@ def _compute_whole(frame: DaskFrame, root: str) -> bool:
     return not lost
 
 
-def _identity(frame: DaskFrame) -> dict[str, Any]:
+def identity_of(frame: DaskFrame) -> dict[str, Any]:
     """Return what tells an expression from others: equal in every process that builds it from equal parts."""
     versions = {library.__name__: library.__version__ for library in (dask, pd, pa)}
     return {
@@ -202,7 +222,7 @@ def _compute(
     if not missing:
         return
     finished = {number: Content.from_dict(one.content) for number, one in kept.items() if one.content}
-    client = _current_client()
+    client = current_client()
     try:
         if client is None:
             yield from _compute_locally(frame, missing, finished, folder)
@@ -256,7 +276,8 @@ def _too_large(error: TooLittleMemoryError, folder: str) -> InsufficientMemory:
     )
 
 
-def _current_client() -> Any:
+def current_client() -> Any:
+    """Return the client of this process that computes Dask collections; None without one."""
     if "distributed" not in sys.modules:
         return None
     from distributed import Client

@@ -51,17 +51,33 @@ def read_file(path: str, *, format: str, storage: Mapping[str, Any]) -> pd.DataF
     )
 
 
+def published_schema(job: JobDirectory) -> tuple[pa.Schema, list[str]]:
+    """Return the Arrow schema of the published rows of a job, and the path or URL of each file.
+
+    :raises SpecError: if the job has not published anything.
+    :raises OutputConflict: if another job has replaced the output.
+    """
+    manifest = job.manifests.last()
+    if manifest is None:
+        raise _unpublished(job)
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(manifest.schema))), _files(job, manifest)
+
+
+def _unpublished(job: JobDirectory) -> SpecError:
+    return SpecError(
+        "the job has not published anything",
+        where=job.root,
+        found=str(job.status()),
+        next_step=f"python -m pipeline resume {job.id}",
+    )
+
+
 def _published(job: JobDirectory) -> tuple[list[str], pd.DataFrame, Callable[[str], pd.DataFrame]]:
     """Return the published files, an empty frame with their columns, and a function that reads one file."""
     pairs = [(leaf, leaf.manifests.last()) for leaf in (job.children() if job.record.children else [job])]
     committed = [(leaf, manifest) for leaf, manifest in pairs if manifest is not None]
     if not committed:
-        raise SpecError(
-            "the job has not published anything",
-            where=job.root,
-            found=str(job.status()),
-            next_step=f"python -m pipeline resume {job.id}",
-        )
+        raise _unpublished(job)
     files = [path for leaf, manifest in committed for path in _files(leaf, manifest)]
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(committed[0][1].schema)))
     meta = default_frame(empty_table(schema), next_step="read the output with Arrow, which holds every value")

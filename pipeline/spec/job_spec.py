@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 
 from pipeline.common.digest import digest_json
+from pipeline.errors import SpecError
 from pipeline.spec.budget import Budget
 from pipeline.spec.diagnostics import (
     IN_PYTHON,
@@ -265,8 +266,18 @@ class JobSpec(SpecModel):
     def build(cls, **fields: Any) -> Self:
         """Build a spec from Python values: parts such as `Source`, or lists and mappings as in a YAML file.
 
-        :raises SpecError: with every invalid field.
+        :raises SpecError: with every invalid field, and for a fitted model, which has no place yet.
         """
+        for step in fields.get("steps", ()):
+            score = getattr(step, "score", step.get("score") if isinstance(step, dict) else None)
+            if isinstance(score, Score) and score.fitted:
+                raise SpecError(
+                    "a fitted model is stored by a job",
+                    where="steps.score.model",
+                    found=", ".join(type(model).__name__ for model in score.fitted.values()),
+                    expected="the path of a model file, or a model reference",
+                    next_step="give the steps to pipeline.Job, which stores the model",
+                )
         return cls.from_document(Document(IN_PYTHON, _plain_value(fields)))
 
     @classmethod

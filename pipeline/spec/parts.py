@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
+from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from pipeline.common.secrets import is_reference, says_secret
 from pipeline.common.units import parse_bytes
@@ -318,6 +320,9 @@ _NOT_FOR_ENDPOINTS = (
     "threads",
     "categories",
 )
+_FITTED = "fitted:"
+_MODEL_FIELDS = ("model", "meta", "other", "models")
+"""Fields of a score step that name models."""
 
 
 class Score(SpecModel):
@@ -389,15 +394,15 @@ class Score(SpecModel):
         def __init__(
             self,
             *,
-            model: AnyPath | Sequence[AnyPath] | None = None,
+            model: AnyPath | Sequence[AnyPath] | object | None = None,
             endpoint: Endpoint | Mapping[str, Any] | None = None,
             model_files: AnyPath | Sequence[AnyPath] | None = None,
             combine: Combine | Sequence[float] | None = None,
-            meta: AnyPath | None = None,
+            meta: AnyPath | object | None = None,
             meta_input: OutputKind = "prediction",
             by: str | None = None,
-            models: AnyPath | Mapping[str, AnyPath] | Mapping[int, AnyPath] | None = None,
-            other: AnyPath | None = "reject",
+            models: AnyPath | Mapping[str, AnyPath | object] | Mapping[int, AnyPath | object] | None = None,
+            other: AnyPath | object | None = "reject",
             features: Sequence[str] | None = None,
             output: str | Output | Mapping[str, Any] = "prediction",
             keep: Sequence[str] | None = None,
@@ -411,6 +416,57 @@ class Score(SpecModel):
             threads: int | None = None,
             categories: Mapping[str, Sequence[str | int]] | None = None,
         ) -> None: ...
+
+    _fitted: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """Fitted models that Python code gave in place of references, by the text that stands for each."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _hold_fitted(cls, value: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, dict):
+            return make(value)
+        held: dict[str, Any] = {}
+
+        def named(one: Any) -> Any:
+            if isinstance(one, (list, tuple)):
+                return type(one)(map(named, one)) if type(one) in (list, tuple) else one
+            if isinstance(one, dict):
+                return {key: named(inner) for key, inner in one.items()}
+            # Bytes, numbers and dates are mistakes, which the field's own check explains.
+            if one is None or isinstance(one, (str, bytes, bytearray, int, float, date, PathLike)):
+                return one
+            text = f"{_FITTED}{type(one).__name__}-{len(held) + 1}"
+            held[text] = one
+            return text
+
+        made = make(value | {name: named(value[name]) for name in _MODEL_FIELDS if name in value})
+        if held:
+            made._fitted.update(held)
+        return made
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """Fitted models in place of references, by the text that stands for each; `pipeline.Job` stores them."""
+        return self._fitted
+
+    def with_models(self, stored: Mapping[str, str]) -> Score:
+        """Return the step with stored files in place of fitted models.
+
+        :param stored: path or URL by the text that stands for a model.
+        """
+
+        def place(one: Any) -> Any:
+            if isinstance(one, tuple):
+                return tuple(map(place, one))
+            if isinstance(one, dict):
+                return {key: place(inner) for key, inner in one.items()}
+            return stored.get(one, one)
+
+        models = {name: place(getattr(self, name)) for name in _MODEL_FIELDS if name in self.model_fields_set}
+        # Whoever has the object has run its code.
+        made = self.model_copy(update={**models, "allow_code": True})
+        made._fitted = {}
+        return made
 
     @model_validator(mode="after")
     def _check_shadow(self) -> Self:
