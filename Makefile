@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 NATIVE := $(wildcard pipeline/models/trees/native/*.[ch] build_support/*.py)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.ready
 	$(PY) -m pipeline demo
@@ -28,6 +28,10 @@ lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+# The site of docs/ in build/site, without network; a broken link fails.
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: $(VENV)/.ready-dev
 	$(PY) -m benchmarks
