@@ -40,7 +40,7 @@ _CHANGING = (
     (re.compile(r"[\d,]+ rows/s"), "RATE"),
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"\(summed over partitions\)|(read|steps|score|write|model load) DURATION,? ?"), ""),
-    (re.compile(r'("(?:bytes|task|worker|limit)": )\d+'), r"\1NUMBER"),
+    (re.compile(r'("(?:bytes|task|worker|limit|peak_memory)": )\d+'), r"\1NUMBER"),
     # A small job starts the tree engine or not: that depends on the machine. The timed rows depend on the partitions.
     (re.compile(r"(  engine     )(xgboost(?:; trees .*)?$|trees [\d.]+ × .*)"), r"\1ENGINE"),
     (re.compile(r'("(?:trees|xgboost|timed_rows|compared_rows)": )\d+(?=,?$)'), r"\1NUMBER"),

@@ -120,6 +120,13 @@ errors:
   # files: quarantine
   # Input files that may be quarantined; with more the job is refused, or fails.
   # max_files: 3
+  # Columns of rejected rows that are stored; the others' values are written nowhere.
+  # keep_columns: [age]
+  # Columns of which a keyed hash is stored, and the key: a reference, at least 16 bytes.
+  # hash_columns: [plan]
+  # hash_key: env:REJECTS_KEY
+  # Time after which `gc` removes the rows of rejects.
+  # retain: 30 days
 
 # What must hold for the values of a column, beside what the model's features ask for. A row that breaks it is rejected.
 # contract:

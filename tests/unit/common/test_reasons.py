@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.common.reasons import Reason, ReasonKind
+from pipeline.common.reasons import UNREADABLE, Reason, ReasonKind
 
 
 class TestReason:
@@ -32,6 +32,6 @@ class TestReason:
 
 
 @pytest.mark.parametrize("kind", list(ReasonKind))
-def test_contract_frame_key_and_file_are_the_only_reasons_of_the_data(kind: ReasonKind) -> None:
-    data = (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, ReasonKind.FILE)
+def test_reasons_of_the_data_blame_no_code(kind: ReasonKind) -> None:
+    data = (ReasonKind.CONTRACT, ReasonKind.FRAME, ReasonKind.NO_MODEL, *UNREADABLE, ReasonKind.FILE)
     assert kind.is_user_code is (kind not in data)

@@ -113,7 +113,7 @@ def test_every_issue_is_reported_at_once() -> None:
 def test_an_unknown_field_is_answered_with_the_nearest() -> None:
     found = only_issue(source={"path": "lake/", "colums": ["a"]})
     assert found["field"] == "source.colums"
-    assert found["expected"].startswith("path, format, columns, filter")
+    assert found["expected"].startswith("path, format, csv, types, columns, filter")
     assert found["next"] == "did you mean columns?"
 
 
