@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from pipeline.scoring.partition_step import FrameType
 
 _NAME = "map-partitions"
+_MASKS = ("keep_columns", "hash_columns")
+"""Fields of ``errors`` that would leave columns of rejects out."""
+
+
+def _field(errors: Errors | Mapping[str, Any] | None, name: str) -> Any:
+    return errors.get(name) if isinstance(errors, Mapping) else getattr(errors, name, None)
 
 
 def map_partitions(
@@ -167,6 +173,15 @@ def _work_of(
             found=repr(names)[:200],
             expected="unique strings",
             next_step="rename the columns",
+        )
+    masked = [name for name in _MASKS if _field(errors, name)]
+    if masked:
+        raise SpecError(
+            "rejects of partitions have all columns of the frame",
+            where=f"errors.{masked[0]}",
+            found="columns that are not stored, or stored as hashes",
+            expected="no such option",
+            next_step="drop the columns from the frame, or run a job",
         )
     given, made = FrameType.of(frame._meta), None if meta is None else FrameType.of(meta)
     if isinstance(function, Score):

@@ -80,6 +80,8 @@ def test_what_breaks_the_contract_is_refused(client: Client, settings: Settings,
         pipeline.map_partitions(
             frame, lambda part: part.reset_index(drop=True), checkpoint=tmp_path, settings=settings, callbacks=[]
         )
+    with pytest.raises(SpecError, match="have all columns of the frame"):
+        pipeline.map_partitions(frame, priced, checkpoint=tmp_path, errors={"keep_columns": ["key"]})
     with pytest.raises(SpecError, match="Dask DataFrame"):
         pipeline.map_partitions(people(), priced, checkpoint=tmp_path)  # type: ignore[arg-type]
 
