@@ -195,6 +195,8 @@ def _check_feature(feature: Feature, field: pa.Field, *, path: str) -> None:
             fits = types.is_integer(plain)
         if fits:
             return
+    if types.is_string(kind) and path.rpartition("/")[2].split(".")[1:2] in (["csv"], ["tsv"], ["jsonl"], ["ndjson"]):
+        advice += f"set source.types: {{{feature.name}: …}}, which makes other values rejects; or "
     raise SchemaDrift(
         "a column has a type that the model cannot take",
         where=path,

@@ -16,6 +16,7 @@ from pipeline.common.digest import digest_json
 from pipeline.common.rows import InputFile, RowGroup
 from pipeline.errors import InsufficientMemory, SchemaDrift, SpecError, StateCorrupt
 from pipeline.models.model import Feature, ModelVersion
+from pipeline.plan.columns import _check_feature
 from pipeline.plan.describe import difference, plan_summary
 from pipeline.plan.memory import USABLE, row_memory, shared_memory
 from pipeline.plan.plan import Limits, Plan
@@ -206,6 +207,13 @@ def test_types_that_a_feature_takes(feature, arrow_type, fits):
     assert "'c'" in caught.value.found
     assert str(arrow_type) in caught.value.found
     assert caught.value.expected
+
+
+@pytest.mark.parametrize(("path", "is_text"), [("in/a.csv", True), ("in/a.jsonl.gz", True), ("in/a.parquet", False)])
+def test_types_of_a_text_file_can_be_said(path, is_text):
+    with pytest.raises(SchemaDrift) as caught:
+        _check_feature(Feature("c"), pa.field("c", pa.string()), path=path)
+    assert ("source.types: {c: …}" in caught.value.next_step) is is_text
 
 
 def test_an_output_that_has_the_name_of_a_kept_column():
