@@ -94,15 +94,13 @@ if TYPE_CHECKING:
         Hook,
         Incremental,
         MapStep,
-        Output,
         ReportOptions,
         RunOptions,
-        Score,
-        ScoreStep,
         SelectStep,
-        Sink,
         Source,
     )
+    from pipeline.spec.score import Output, Score, ScoreStep
+    from pipeline.spec.sink import Sink
     from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __version__ = "0.1.0"
@@ -225,9 +223,11 @@ _HOMES = {
     "pipeline.spec.gate": "Gate",
     "pipeline.spec.job_spec": "JobSpec",
     "pipeline.spec.parts": (
-        "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep Output "
-        "ReportOptions RunOptions Score ScoreStep SelectStep Sink Source"
+        "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep "
+        "ReportOptions RunOptions SelectStep Source"
     ),
+    "pipeline.spec.score": "Output Score ScoreStep",
+    "pipeline.spec.sink": "Sink",
     "pipeline.spec.triggers": "ArrivalTrigger Trigger",
 }
 """Names by the module that defines them; the errors are found in `pipeline.errors`."""

@@ -31,7 +31,8 @@ from pipeline.sinks.transactional import Change, SinkJob, StagingLost, Transacti
 from pipeline.sources.adapter import SourceAdapter
 from pipeline.sources.batch import SourceBatch
 from pipeline.sources.discovery import Discovery
-from pipeline.spec.parts import Sink, Source
+from pipeline.spec.parts import Source
+from pipeline.spec.sink import Sink
 
 API = 1
 """Version of these names."""

@@ -17,7 +17,7 @@ from pipeline.scoring.outputs import prediction_schema
 from pipeline.settings import Settings
 from pipeline.spec.load import absolute_path
 from pipeline.spec.model_ref import IterationRange, ModelRef
-from pipeline.spec.parts import Output, Score, ScoreStep
+from pipeline.spec.score import Output, Score, ScoreStep
 
 if TYPE_CHECKING:
     from pipeline.execution.graph import DaskFrame

@@ -46,12 +46,11 @@ from pipeline.spec.parts import (
     MapStep,
     ReportOptions,
     RunOptions,
-    Score,
-    ScoreStep,
     SelectStep,
-    Sink,
     Source,
 )
+from pipeline.spec.score import Score, ScoreStep
+from pipeline.spec.sink import Sink
 from pipeline.spec.triggers import Trigger
 from pipeline.storage.urls import own_storage_options
 

@@ -20,7 +20,8 @@ from pipeline.jobs.directory import JobDirectory
 from pipeline.settings import Settings
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute_path
-from pipeline.spec.parts import Errors, Score
+from pipeline.spec.parts import Errors
+from pipeline.spec.score import Score
 from pipeline.storage.store import open_store
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
     from pipeline.spec.job_spec import JobSpec
     from pipeline.spec.load import LoadedSpec
-    from pipeline.spec.parts import Score
+    from pipeline.spec.score import Score
 
 PROBED = 4
 """Partitions that ``plan --probe`` scores when no number is given."""
@@ -173,7 +173,8 @@ def _checks(spec: JobSpec, settings: Settings) -> Iterator[Callable[[], object]]
 
 def _conditions(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Yield field and text of each condition in the steps."""
-    from pipeline.spec.parts import FilterStep, ScoreStep
+    from pipeline.spec.parts import FilterStep
+    from pipeline.spec.score import ScoreStep
 
     for number, step in enumerate(spec.steps):
         if isinstance(step, FilterStep):

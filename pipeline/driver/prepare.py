@@ -47,8 +47,10 @@ from pipeline.sources.types import empty_table
 from pipeline.sources.versions import is_same_version
 from pipeline.spec.job_spec import AnyStep, JobSpec
 from pipeline.spec.load import absolute, input_paths
-from pipeline.spec.parts import DaskStep, Incremental, Score, ScoreStep, Sink
+from pipeline.spec.parts import DaskStep, Incremental
 from pipeline.spec.precedence import Precedence
+from pipeline.spec.score import Score, ScoreStep
+from pipeline.spec.sink import Sink
 from pipeline.storage.urls import is_local_path, local_path, use_storage_options
 
 _NOT_THE_WORK = {

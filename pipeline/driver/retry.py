@@ -52,7 +52,8 @@ from pipeline.sources.locate import has_version
 from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import NOT_THE_WORK, JobSpec
 from pipeline.spec.load import absolute
-from pipeline.spec.parts import ScoreStep, SelectStep
+from pipeline.spec.parts import SelectStep
+from pipeline.spec.score import ScoreStep
 from pipeline.storage.store import Store
 
 MAY_CHANGE = ("steps", "contract", "errors")

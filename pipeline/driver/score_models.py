@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from pipeline.spec.job_spec import AnyStep, JobSpec
 from pipeline.spec.model_ref import ModelRef
 from pipeline.spec.parameters import PLACEHOLDER
-from pipeline.spec.parts import Score, ScoreStep
+from pipeline.spec.score import Score, ScoreStep
 
 
 def with_listed_models(

@@ -49,16 +49,8 @@ from pipeline.sources.discovery import Discovery
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.sources.types import read_type
 from pipeline.spec.job_spec import AnyStep, JobSpec
-from pipeline.spec.parts import (
-    CheckpointStep,
-    ColumnContract,
-    DaskStep,
-    FilterStep,
-    MapStep,
-    Score,
-    ScoreStep,
-    SelectStep,
-)
+from pipeline.spec.parts import CheckpointStep, ColumnContract, DaskStep, FilterStep, MapStep, SelectStep
+from pipeline.spec.score import Score, ScoreStep
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from pipeline.plan.stages import PlannedStage
 from pipeline.sources.versions import content_version
 from pipeline.spec.endpoint import PLACE, Endpoint
 from pipeline.spec.job_spec import NOT_THE_WORK, AnyStep
-from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, ScoreStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, SelectStep
+from pipeline.spec.score import ScoreStep
 
 EVERYTHING = "the job is not incremental: all of its input is scored"
 

@@ -22,7 +22,8 @@ from pipeline.scoring.steps import Step, import_steps
 from pipeline.sources.filters.parse import parse_filter
 from pipeline.sources.types import empty_table
 from pipeline.spec.job_spec import AnyStep
-from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.parts import CheckpointStep, DaskStep, FilterStep, MapStep, SelectStep
+from pipeline.spec.score import Score, ScoreStep
 
 
 def plan_chain_frames(

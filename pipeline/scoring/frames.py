@@ -25,7 +25,7 @@ from pipeline.scoring.predictors import open_predictors
 from pipeline.scoring.scorer import Scorer
 from pipeline.sources import SourceBatch, parse_filter, read_ahead
 from pipeline.sources.types import empty_table
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 from pipeline.storage.urls import own_storage_options, use_storage_options
 
 FRAME_BATCH_ROWS = 1 << 16

@@ -9,7 +9,7 @@ from pipeline.errors import BadPrediction, SpecError
 from pipeline.models.model import ModelVersion, OutputType
 from pipeline.models.outputs import output_type, output_types
 from pipeline.plan.recipe import REJECT_FILE, REJECT_MESSAGE, REJECT_REASON, REJECT_ROW
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 
 REJECT_FIELDS = (
     (REJECT_FILE, pa.string()),

@@ -12,7 +12,7 @@ from pipeline.errors import SpecError
 from pipeline.jobs.directory import JobDirectory
 from pipeline.jobs.manifest import Manifest
 from pipeline.plan.incremental import PublishedInputs
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 
 if TYPE_CHECKING:
     import pyarrow as pa

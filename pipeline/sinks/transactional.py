@@ -35,7 +35,7 @@ from pipeline.jobs.manifest import Manifest, ManifestFile
 from pipeline.sinks import PublishedFile, SinkContents, SinkLeftover, SinkLeftoverKind, SinkRequest
 from pipeline.sinks.parquet.pack import check_sources, read_row_groups
 from pipeline.sources.parquet.opening import open_source, parquet_errors
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.storage.store import Store, open_store
 from pipeline.storage.urls import with_storage_options
 

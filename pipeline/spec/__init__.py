@@ -22,15 +22,13 @@ if TYPE_CHECKING:
         Hook,
         Incremental,
         MapStep,
-        Output,
         ReportOptions,
         RunOptions,
-        Score,
-        ScoreStep,
         SelectStep,
-        Sink,
         Source,
     )
+    from pipeline.spec.score import Output, Score, ScoreStep
+    from pipeline.spec.sink import Sink
     from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __all__ = [
@@ -70,9 +68,11 @@ __getattr__, __dir__ = lazy_face(
         "load": "LoadedSpec load_spec",
         "model_ref": "ModelRef",
         "parts": (
-            "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep Output "
-            "ReportOptions RunOptions Score ScoreStep SelectStep Sink Source"
+            "CheckpointStep ColumnContract DaskInput DaskStep Errors FanOut FilterStep Hook Incremental MapStep "
+            "ReportOptions RunOptions SelectStep Source"
         ),
+        "score": "Output Score ScoreStep",
+        "sink": "Sink",
         "triggers": "ArrivalTrigger Trigger",
     },
 )

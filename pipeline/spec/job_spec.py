@@ -49,15 +49,13 @@ from pipeline.spec.parts import (
     FilterStep,
     Hook,
     MapStep,
-    Output,
     ReportOptions,
     RunOptions,
-    Score,
-    ScoreStep,
     SelectStep,
-    Sink,
     Source,
 )
+from pipeline.spec.score import Output, Score, ScoreStep
+from pipeline.spec.sink import Sink
 from pipeline.spec.triggers import ArrivalTrigger, Trigger
 
 __all__ = [

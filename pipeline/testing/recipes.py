@@ -17,7 +17,7 @@ from pipeline.plan.recipe import MapRecipe, ScoreRecipe, StageRecipe
 from pipeline.scoring.contract import feature_rules
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.sources import SourceBatch
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 
 
 def make_recipe(

@@ -43,7 +43,7 @@ from pipeline.plan.recipe import ScoreRecipe
 from pipeline.scoring.frames import score_pandas
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef, OutputKind
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 from pipeline.testing.flavor_cases import CASES, FlavorCase
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 

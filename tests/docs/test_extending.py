@@ -15,7 +15,7 @@ from pipeline import extend
 from pipeline.errors import EnvMismatch, SpecError
 from pipeline.sinks import SinkRequest, check, find_sink
 from pipeline.sinks.transactional import TransactionalSink
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.testing.examples import IS_LONG, choose
 from pipeline.testing.processes import ROOT
 from pipeline.testing.sink_contract import sweep_crashes, sweep_two_drivers, worlds

@@ -21,7 +21,7 @@ from pipeline.sinks.sql.database import TableName
 from pipeline.sinks.sql.sink import SqlSink
 from pipeline.sinks.sql.statements import columns
 from pipeline.sinks.types import column_types, stored_schema, stored_table
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.testing.arrow_types import typed_columns
 from pipeline.testing.examples import IS_LONG, choose
 from pipeline.testing.jobs import OUTPUT_SCHEMA, commit, small_job, write_receipts

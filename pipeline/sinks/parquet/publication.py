@@ -21,7 +21,7 @@ from pipeline.sinks import PublishedFile
 from pipeline.sinks.parquet import checks, layout, pack, swap
 from pipeline.sinks.parquet.cleanup import complete, settle_success
 from pipeline.sinks.parquet.incremental import check_baseline, with_inputs
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.storage.store import Store
 from pipeline.storage.urls import unique_name
 

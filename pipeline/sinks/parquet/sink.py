@@ -43,7 +43,7 @@ from pipeline.sinks.parquet.cleanup import complete
 from pipeline.sinks.parquet.incremental import clear_abandoned, has_nothing_new
 from pipeline.sinks.parquet.publication import Overtaken, Publisher, Snapshot
 from pipeline.sources.parquet.opening import open_source, parquet_errors
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store, open_store
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pipeline.common.secrets import resolve_reference
 from pipeline.errors import SpecError
 from pipeline.sinks.sql.database import LOCK_SECONDS, Database
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 
 _KINDS = {"postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite", "duckdb": "duckdb"}
 """Target of `pipeline.sinks.types` by the scheme of a URL."""

@@ -28,7 +28,7 @@ from pipeline.sinks.sql.predicate import predicate_sql
 from pipeline.sinks.sql.tables import check_columns, has_rows
 from pipeline.sinks.transactional import Change, SinkJob, StagingLost, TransactionalSink
 from pipeline.sinks.types import ColumnType, column_types, stored_schema, stored_table
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 
 _ALL = "all"
 """Region of a publication that replaced all rows."""

@@ -30,7 +30,9 @@ from pipeline.report.rejects import Export, RejectExample, RejectGroup, RejectSu
 from pipeline.report.report import Report
 from pipeline.report.verify import Check, Verification
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parts import ColumnContract, Errors, MapStep, Output, Score, Sink, Source
+from pipeline.spec.parts import ColumnContract, Errors, MapStep, Source
+from pipeline.spec.score import Output, Score
+from pipeline.spec.sink import Sink
 from pipeline.testing.reports import sample_report
 
 JOB = """\

@@ -21,7 +21,7 @@ from pipeline.models.options import apply_options, rounds_text, unused_rounds_wa
 from pipeline.models.registry import resolve
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.spec.model_ref import IterationRange, ModelRef, OutputKind
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 
 RNG = np.random.default_rng(5)
 MATRIX = RNG.normal(size=(700, 4)).astype("f4")

@@ -44,7 +44,8 @@ from pipeline.scoring.checkpoint import dictionary_columns
 from pipeline.scoring.frames import score_pandas, score_to_frame, scored_meta
 from pipeline.scoring.partition import score_partition
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Errors, Output
+from pipeline.spec.parts import Errors
+from pipeline.spec.score import Output
 from pipeline.storage.local import LocalStore
 from pipeline.testing.fake_device import FakeGpu, installed
 from pipeline.testing.oracle import FEATURES, Lake, make_lake, oracle

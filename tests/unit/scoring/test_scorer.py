@@ -23,7 +23,7 @@ from pipeline.scoring.scorer import MIN_HALVED_ROWS, ScoredBatch, Scorer
 from pipeline.scoring.step_plan import plan_frames
 from pipeline.scoring.steps import Step
 from pipeline.sources import SourceBatch
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 from pipeline.testing.recipes import make_batch, make_recipe
 
 VERSION = ModelVersion(

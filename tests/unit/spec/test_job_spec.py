@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec, json_schema
-from pipeline.spec.parts import ColumnContract, MapStep, Score, ScoreStep, SelectStep
+from pipeline.spec.parts import ColumnContract, MapStep, SelectStep
+from pipeline.spec.score import Score, ScoreStep
 
 README_EXAMPLE = """\
 name: churn-nightly

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import SpecError
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import absolute
-from pipeline.spec.parts import Score
+from pipeline.spec.score import Score
 
 
 def build(**score: Any) -> JobSpec:

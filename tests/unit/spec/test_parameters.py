@@ -17,8 +17,8 @@ from pipeline.spec.diagnostics import SpecIssues
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.load import LoadedSpec, load_spec
 from pipeline.spec.parameters import GivenValues, Values, convert, escape, given_on_command_line, names_in, render_text
-from pipeline.spec.parts import Score, ScoreStep
 from pipeline.spec.precedence import Precedence, SettingSource, resolve_setting
+from pipeline.spec.score import Score, ScoreStep
 
 JOB = """\
 name: churn-${params.country}

@@ -29,7 +29,7 @@ from pipeline.models.options import promise_text, promise_warning
 from pipeline.models.registry import resolve
 from pipeline.spec.job_spec import JobSpec
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Score
+from pipeline.spec.score import Score
 from pipeline.testing.inline import plan_inline, publish_inline, score_inline
 
 CHURN = """

@@ -31,7 +31,7 @@ from pipeline.models.model import Feature, ModelVersion
 from pipeline.models.registry import resolve
 from pipeline.scoring.outputs import prediction_schema
 from pipeline.spec.model_ref import ModelRef
-from pipeline.spec.parts import Output
+from pipeline.spec.score import Output
 
 ROWS = 300
 RNG = np.random.default_rng(3)

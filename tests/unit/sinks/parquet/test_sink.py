@@ -22,7 +22,7 @@ from pipeline.jobs.manifest import Manifest
 from pipeline.sinks import SinkContents, SinkRequest, check, publish, read_published
 from pipeline.sinks.parquet import layout, publication, swap
 from pipeline.sinks.parquet.sink import ParquetSink
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.testing.jobs import SmallJob, read_output, small_job, write_receipts
 from pipeline.testing.stores import disk_full
 

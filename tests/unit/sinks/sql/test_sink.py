@@ -19,7 +19,7 @@ from pipeline.report.verify import verify
 from pipeline.sinks import SinkRequest, check, publish
 from pipeline.sinks.sql.predicate import predicate_sql
 from pipeline.spec.job_spec import JobSpec
-from pipeline.spec.parts import Sink
+from pipeline.spec.sink import Sink
 from pipeline.testing.inline import publish_inline
 from pipeline.testing.jobs import OUTPUT_SCHEMA, commit, open_retry, small_job, write_receipts
 
