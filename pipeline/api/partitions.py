@@ -146,7 +146,7 @@ class _Work:
     """A function or model to apply, and how."""
 
     step: Any
-    """As the fields of a job spec have it."""
+    """Step, as in the fields of a job spec."""
     errors: Any
     given: FrameType
     made: FrameType | None

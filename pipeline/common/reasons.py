@@ -28,7 +28,7 @@ class ReasonKind(StrEnum):
     CELL = "cell"
     """A value of a text file does not convert to the type of its column."""
     LINE = "line"
-    """A line of a text file has too few or too many cells, or is no JSON."""
+    """A line of a text file has too few or too many cells, or cannot be read as JSON."""
     FILE = "file"
     """The file is damaged, was changed, or has different columns."""
 

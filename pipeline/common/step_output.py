@@ -67,7 +67,7 @@ class MessageCount:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What lines have in common that count as one."""
+        """Step, kind and place: lines with the same key count as one."""
         return self.step, self.kind, self.place
 
     def to_dict(self) -> dict[str, Any]:

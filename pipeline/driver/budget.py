@@ -67,7 +67,7 @@ class BudgetMonitor:
 
     @property
     def use(self) -> BudgetUse:
-        """What is spent by now."""
+        """Spending until now."""
         with self._lock:
             cost = sum(self._costs.values()) + sum(sum(costs.values()) for costs in self._running.values())
             hours = (self.before_seconds + self.node_seconds) / 3600.0

@@ -1,4 +1,4 @@
-"""What a job may spend, and what its runs have spent.
+"""Limits of what a job may spend, and the spending of its runs.
 
 ::
 
@@ -132,7 +132,7 @@ def parse_budget(texts: Mapping[str, Any]) -> Budget:
 
 @dataclass(frozen=True)
 class Spending:
-    """What one driver has recorded."""
+    """Record of one driver."""
 
     cost: float
     """Cost of the whole job so far, of earlier drivers, too."""

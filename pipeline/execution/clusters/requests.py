@@ -30,7 +30,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Request:
-    """What a job requests."""
+    """Size that a job requests."""
 
     shape: int = 0
     """Number of the shape, in the order of the cluster file."""

@@ -83,7 +83,7 @@ class Parser(Protocol):
 def given_types(types: Mapping[str, str]) -> dict[str, pa.DataType]:
     """Return the Arrow types of ``source.types``.
 
-    :raises SpecError: for a name that is no type.
+    :raises SpecError: for a name of another kind than a type.
     """
     found = {}
     for column, name in types.items():
