@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from pipeline.common.rows import RowGroup
 from pipeline.common.units import format_bytes
-from pipeline.errors import CorruptInput, PipelineError, StorageError
+from pipeline.errors import CorruptInput
 from pipeline.sources.locate import SourceFile
+from pipeline.sources.reading_errors import reading_errors
 from pipeline.sources.text.scan import BLOCK_BYTES, OVERLAP, Block, Dialect, Malformed, assemble, scan_block
-from pipeline.storage.urls import file_system, is_bare, is_local_path, is_storage_error, with_storage_options
+from pipeline.storage.urls import file_system, is_local_path, with_storage_options
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files."""
@@ -30,21 +31,13 @@ BOM = b"\xef\xbb\xbf"
 @contextmanager
 def text_errors(path: str) -> Iterator[None]:
     """Turn errors of storage and of decompression while reading a file into `StorageError` or `CorruptInput`."""
-    try:
+
+    def damage(error: Exception) -> CorruptInput | None:
+        is_damage = isinstance(error, (pa.ArrowException, OSError))
+        return damaged(path, f"{type(error).__name__}: {error}") if is_damage else None
+
+    with reading_errors(path, damage):
         yield
-    except (PipelineError, FileNotFoundError):
-        raise
-    except Exception as error:
-        if is_storage_error(error) and not is_bare(error):
-            raise StorageError(
-                "an input file cannot be read",
-                where=path,
-                found=f"{type(error).__name__}: {error}",
-                next_step="check permissions and the storage, then run or resume",
-            ) from error
-        if not isinstance(error, (pa.ArrowException, OSError)):
-            raise
-        raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def damaged(path: str, found: str, *, next_step: str = "replace or remove the file") -> CorruptInput:
