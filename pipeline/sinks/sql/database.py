@@ -72,14 +72,12 @@ class ExistingColumn:
 
 
 class Database(ABC):
-    """A connection to a database that holds the target of a sink."""
+    """A connection to a database that holds the target of a sink. The rows go in within the transaction."""
 
     kind: ClassVar[str]
     """Name among the targets of `pipeline.sinks.types`."""
     title: ClassVar[str]
     """Name for people."""
-    stages: ClassVar[bool] = False
-    """True if several connections fill staging tables at a time; else the rows go in within the transaction."""
     same: ClassVar[str] = "IS NOT DISTINCT FROM"
     """Operator of equality that also holds for two nulls."""
     handled: ClassVar[tuple[type[BaseException], ...]] = ()
@@ -124,34 +122,6 @@ class Database(ABC):
     def fill(self, staging: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         """Insert rows into the table that `create_staging` returned."""
 
-    def prepare_staging(self, staging: TableName, types: Mapping[str, ColumnType], *, marks: TableName) -> None:
-        """Create the staging table and the table of marks, unless they exist. Only if `stages`."""
-        raise NotImplementedError
-
-    def clear_staging(self, staging: TableName, *, marks: TableName, tag: str) -> None:
-        """Remove all staged rows and their marks. Only if `stages`."""
-        raise NotImplementedError
-
-    def drop_staging(self, staging: TableName, *, marks: TableName, tag: str) -> None:
-        """Drop the staging table, and remove its marks. Only if `stages`."""
-        raise NotImplementedError
-
-    def stage(
-        self,
-        staging: TableName,
-        tables: Iterable[pa.Table],
-        schema: pa.Schema,
-        *,
-        marks: TableName,
-        mark: tuple[str, str, int],
-        reached: Callable[[str], None],
-    ) -> None:
-        """Copy rows into the staging table with a mark in one transaction, unless the mark is there. Only if `stages`.
-
-        :param mark: digest of job and place, name of the file, its number of rows.
-        """
-        raise NotImplementedError
-
     def create_publications(self, table: TableName) -> None:
         """Create the table of publications, unless it exists."""
         self.run(f"CREATE TABLE IF NOT EXISTS {table.sql} ({_PUBLICATION_COLUMNS})")
@@ -191,6 +161,38 @@ class Database(ABC):
     def is_conflict(self, error: BaseException) -> bool:
         """True if the rows are at fault, and not the database."""
         return False
+
+
+class StagingDatabase(Database):
+    """A database in which several connections fill a staging table at a time, before the transaction."""
+
+    @abstractmethod
+    def prepare_staging(self, staging: TableName, types: Mapping[str, ColumnType], *, marks: TableName) -> None:
+        """Create the staging table and the table of marks, unless they exist."""
+
+    @abstractmethod
+    def clear_staging(self, staging: TableName, *, marks: TableName, tag: str) -> None:
+        """Remove all staged rows and their marks."""
+
+    @abstractmethod
+    def drop_staging(self, staging: TableName, *, marks: TableName, tag: str) -> None:
+        """Drop the staging table, and remove its marks."""
+
+    @abstractmethod
+    def stage(
+        self,
+        staging: TableName,
+        tables: Iterable[pa.Table],
+        schema: pa.Schema,
+        *,
+        marks: TableName,
+        mark: tuple[str, str, int],
+        reached: Callable[[str], None],
+    ) -> None:
+        """Copy rows into the staging table with a mark in one transaction, unless the mark is there.
+
+        :param mark: digest of job and place, name of the file, its number of rows.
+        """
 
 
 def quoted(name: str) -> str:

@@ -17,8 +17,8 @@ from adbc_driver_postgresql import dbapi
 
 from pipeline.sinks.sql.database import (
     LOCK_SECONDS,
-    Database,
     ExistingColumn,
+    StagingDatabase,
     TableName,
     column_list,
     quoted,
@@ -38,12 +38,11 @@ _CONFLICTS = ("22", "23")
 _opening = threading.Lock()
 
 
-class Postgres(Database):
+class Postgres(StagingDatabase):
     """A connection to a server."""
 
     kind = "postgresql"
     title = "Postgres"
-    stages = True
     handled = (adbc_driver_manager.Error,)
 
     def __init__(self, url: str, *, where: str, lock_seconds: float = LOCK_SECONDS) -> None:

@@ -23,7 +23,7 @@ from pipeline.sinks import SinkRequest
 from pipeline.sinks.guards import check_place
 from pipeline.sinks.sql import statements
 from pipeline.sinks.sql.connect import file_of, kind_of, open_database, resolved_url
-from pipeline.sinks.sql.database import LOCK_SECONDS, MARKS, PUBLICATIONS, Database, TableName
+from pipeline.sinks.sql.database import LOCK_SECONDS, MARKS, PUBLICATIONS, Database, StagingDatabase, TableName
 from pipeline.sinks.sql.predicate import predicate_sql
 from pipeline.sinks.sql.tables import check_columns, has_rows
 from pipeline.sinks.transactional import Change, SinkJob, StagingLost, TransactionalSink
@@ -127,7 +127,7 @@ class SqlSink(TransactionalSink[SqlTarget]):
     def staged(self, target: SqlTarget, change: Change) -> Mapping[str, int]:
         """Return the files with a mark; see `TransactionalSink.staged`."""
         database, staging = target.database, target.staging(change.job)
-        if not database.stages:
+        if not isinstance(database, StagingDatabase):
             return {}
         database.prepare_staging(staging, _rows_only(target, change.job), marks=target.marks)
         marks = _marks(target, change.job)
@@ -141,7 +141,7 @@ class SqlSink(TransactionalSink[SqlTarget]):
     def stage(self, target: SqlTarget, job: SinkJob, file: ManifestFile) -> None:
         """Copy a file into the staging table, with its mark in the same transaction."""
         database = target.database
-        if not database.stages:
+        if not isinstance(database, StagingDatabase):
             return
         # Types of the table's own columns, without the column of the job, which the commit fills.
         types = _rows_only(target, job)
@@ -158,7 +158,7 @@ class SqlSink(TransactionalSink[SqlTarget]):
     def commit(self, target: SqlTarget, change: Change) -> None:
         """Change the table and the publications in one transaction."""
         database, job = target.database, change.job
-        if database.stages:
+        if isinstance(database, StagingDatabase):
             database.create_publications(target.publications)
         database.begin(f"pipeline {target.table}")
         try:
@@ -211,7 +211,7 @@ class SqlSink(TransactionalSink[SqlTarget]):
         """
         database, job = target.database, change.job
         files = self.parts(target, change)
-        if database.stages:
+        if isinstance(database, StagingDatabase):
             staging, marks = target.staging(job), _marks(target, job)
             expected = {file.name: file.rows for file in files}
             if marks != expected or database.columns(staging) is None:
@@ -261,12 +261,13 @@ class SqlSink(TransactionalSink[SqlTarget]):
 
     def unstage(self, target: SqlTarget, job: SinkJob) -> None:
         """Drop the staging table and its marks."""
-        if target.database.stages:
+        if isinstance(target.database, StagingDatabase):
             target.database.drop_staging(target.staging(job), marks=target.marks, tag=job.tag)
 
     def has_staged(self, target: SqlTarget, job: SinkJob) -> bool:
         """True if the job has a staging table."""
-        return target.database.stages and target.database.columns(target.staging(job)) is not None
+        is_staging = isinstance(target.database, StagingDatabase)
+        return is_staging and target.database.columns(target.staging(job)) is not None
 
     def verify_target(self, target: SqlTarget, change: Change) -> str:
         """Check the row of the publication, the number of rows, and some rows with all their values."""
